@@ -1,0 +1,41 @@
+# Two commands do everything on a fresh machine: `make book` and `make test`.
+# Options: PROFILE=smoke|classroom (default classroom), PYTHON=/path/to/python3 (for setup).
+PROFILE ?= classroom
+bin = .venv/bin
+pytest = $(bin)/python -m pytest -q
+
+.DEFAULT_GOAL := help
+.PHONY: help setup book test lint bench clean
+
+help: ## show this list
+	@echo "make TARGET [PROFILE=smoke|classroom]"
+	@sed -nE 's/^([a-z]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+
+setup: ## make or repair the environment in .venv (quick when nothing changed)
+	@bash .ci/setup
+
+book: setup ## execute every chapter that is out of date, render the book, print the page to open
+	@$(bin)/periodic book --profile $(PROFILE)
+
+test: setup ## run all tests, then execute every chapter at smoke scale and again by nbval
+	@$(pytest) --cov --cov-report= tests periodic_lib
+	@echo "chapters at smoke scale, by papermill"
+	@$(bin)/python -m coverage run --append -m periodic_lib book --no-render --force --profile smoke
+	@echo "the same again by nbval, trained anew: are the numbers the same?"
+	@rm -rf build/nbval
+	@PERIODIC_CACHE=build/nbval/cache PERIODIC_RECORDS=build/nbval/records $(pytest) -p no:doctest -c tests/notebooks/nbval.ini \
+		--nbval --nbval-current-env --nbval-cell-timeout 120 --nbval-sanitize-with tests/notebooks/nbval_sanitize.cfg \
+		build/smoke/chapters
+	@$(bin)/python -m coverage combine -q --append 2>/dev/null || true
+	@$(bin)/python -m coverage report --fail-under 90
+
+lint: setup ## check code and notebooks with ruff
+	@$(bin)/ruff check .
+	@$(bin)/ruff format --check .
+
+bench: setup ## measure speed against plain PyTorch (writes data/benchmarks/)
+	@$(bin)/periodic bench
+
+clean: ## remove everything that make made, except the environment and trained results
+	rm -rf build .pytest_cache .ruff_cache .coverage .coverage.*
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,90 @@
+"""Sphinx extension of this book: measured numbers in the text, and chapters' figures on other pages.
+
+    {result}`03_periodic_behavior.periods_slow:.0f`     a number that a chapter published, formatted
+    ```{chapter-figure} 03_periodic_behavior/one_run    a figure that a chapter showed, with its description
+    ```
+
+Both read the records that the chapters wrote when they were executed ($PERIODIC_RECORDS). A key that no chapter
+published is a warning, and so fails the build.
+"""
+
+import json
+import os
+from pathlib import Path
+
+from docutils import nodes
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective, SphinxRole
+
+logger = logging.getLogger(__name__)
+
+
+def record(env, chapter):
+    """Return what a chapter said, or None; the page that asks is read again when the record changes."""
+    path = Path(os.environ["PERIODIC_RECORDS"]) / f"{chapter}.json"
+    env.note_dependency(str(path))
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+class ResultRole(SphinxRole):
+    """A published number: `<chapter>.<name>:<format>`; the format is Python's, and may be left out."""
+
+    def run(self):
+        key, _, form = self.text.partition(":")
+        chapter, _, name = key.partition(".")
+        numbers = (record(self.env, chapter) or {"numbers": {}})["numbers"]
+        if name not in numbers:
+            logger.warning(
+                "no chapter published the result %r",
+                key,
+                location=self.get_location(),
+                type="periodic",
+            )
+            return [nodes.strong(text="?")], []
+        text = format(numbers[name], form)
+        node = nodes.inline(text=text, classes=["result"])
+        return [node], []
+
+
+class ChapterFigure(SphinxDirective):
+    """A figure of an executed chapter: `<chapter>/<figure>`, with its text alternative; the body is the caption."""
+
+    required_arguments = 1
+    has_content = True
+
+    def run(self):
+        chapter, _, name = self.arguments[0].partition("/")
+        figures = (record(self.env, chapter) or {"figures": {}})["figures"]
+        if name not in figures:
+            logger.warning(
+                "chapter %r shows no figure %r",
+                chapter,
+                name,
+                location=self.get_location(),
+            )
+            return []
+        entry = figures[name]
+        figure = nodes.figure(
+            "",
+            nodes.image(uri=f"/figures/{entry['file']}", alt=entry["alt"]),
+            align="center",
+        )
+        holder = nodes.Element()
+        self.state.nested_parse(self.content, self.content_offset, holder)
+        texts = [
+            child for paragraph in holder.children for child in paragraph.children
+        ]
+        if texts:
+            figure += nodes.caption("", "", *texts)
+        return [figure]
+
+
+def setup(app):
+    """Register the role and the directive."""
+    app.add_role("result", ResultRole())
+    app.add_directive("chapter-figure", ChapterFigure)
+    return {
+        "version": "1",
+        "parallel_read_safe": True,
+        "parallel_write_safe": True,
+    }

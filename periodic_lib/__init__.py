@@ -1,0 +1,35 @@
+"""Stacked training of scale-invariant networks, its theory, and the periods it shows.
+
+    from periodic_lib import Setup, grid, train, find_periods
+    results = train(Setup(steps=2000), grid(lr=[0.3, 1.0], weight_decay=1e-2, seed=[0, 1]))
+    find_periods(results)
+
+Importing has no effect and is quick: PyTorch is loaded at the first use of a name that needs it.
+"""
+
+import importlib
+
+from periodic_lib.config import ConfigError, Record, Run, Setup, grid
+
+__version__ = "0.1.0"
+
+_LAZY = {  # public name -> module that defines it
+    "train": "training",
+    "run_experiment": "experiments",
+    "find_periods": "periods",
+    "find_destabilizations": "periods",
+    "classify_regime": "periods",
+    "Chapter": "claims",
+    "use_style": "plots",
+}
+__all__ = ["ConfigError", "Record", "Run", "Setup", "grid", *_LAZY]
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"periodic_lib.{_LAZY[name]}"), name)
+    raise AttributeError(f"module 'periodic_lib' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])

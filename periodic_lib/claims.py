@@ -1,0 +1,198 @@
+"""What a chapter says with numbers: checked claims, published numbers, figures with a description.
+
+A `Chapter` writes them to one JSON file as it goes; the book's scorecard, the `{result}` role and the figures on other
+pages read that file. What is claimed is declared once, in book/claims.yml; a chapter only supplies what it measured.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from periodic_lib.config import ConfigError, known_names, root
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+VERDICTS = ("holds", "partly", "does not hold", "not tested")
+CLAIM_KEYS = ("chapter", "statement", "source", "paper_value", "rule")
+
+
+def records_folder() -> Path:
+    """Return where chapters write what they say: $PERIODIC_RECORDS, else build/interactive (notebooks run by hand)."""
+    return Path(os.environ.get("PERIODIC_RECORDS") or root() / "build" / "interactive")
+
+
+def declared() -> dict[str, dict]:
+    """Return every declared claim: id -> chapter, statement, source, paper_value, rule."""
+    from periodic_lib.experiments import read_yaml
+
+    path = root() / "book" / "claims.yml"
+    entries = read_yaml(path)
+    for claim, entry in entries.items():
+        known_names(f"key of claim {claim!r} in {path.name}", entry, CLAIM_KEYS)
+        missing = [key for key in CLAIM_KEYS if key not in entry]
+        if missing:
+            raise ConfigError(f"{path}: claim {claim!r} must have {', '.join(CLAIM_KEYS)}; {missing} missing.")
+    return entries
+
+
+def verdict(outcomes: Mapping[str, bool]) -> str:
+    """Return "holds" if every outcome (one per seed or run) is true, "does not hold" if none is, else "partly".
+
+    >>> verdict({"seed 0": True, "seed 1": False})
+    'partly'
+    """
+    if not outcomes:
+        raise ConfigError("`outcomes` must have at least one entry, one per seed or run; got none.")
+    true = sum(map(bool, outcomes.values()))
+    return "holds" if true == len(outcomes) else "partly" if true else "does not hold"
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A claim beside what was measured; its text form is what a notebook cell shows."""
+
+    claim: str
+    verdict: str
+    true: int
+    of: int
+    measured: str
+
+    def __repr__(self) -> str:
+        return f"{self.claim}: {self.verdict} ({self.true} of {self.of}). {self.measured}"
+
+    def _repr_markdown_(self) -> str:
+        return f"Claim *{self.claim}* **{self.verdict}** ({self.true} of {self.of}): {self.measured}."
+
+
+class Chapter:
+    """The record of one chapter at one profile.
+
+    Parameters
+    ----------
+    name : the chapter's file name without ending, for example "03_periodic_behavior".
+    profile : at "smoke" a claim is recorded as "not tested": seconds of training cannot decide it.
+    """
+
+    def __init__(self, name: str, profile: str):
+        self.name, self.profile = name, profile
+        self._content = {"chapter": name, "profile": profile, "numbers": {}, "claims": {}, "figures": {}}
+        self._write()
+
+    def publish(self, **numbers: float | int | str) -> None:
+        """Make numbers available to the text of every page as {result}`<chapter>.<name>:<format>`."""
+        for name, value in numbers.items():
+            plain = value.item() if hasattr(value, "item") else value
+            if not isinstance(plain, float | int | str):
+                raise ConfigError(f"`{name}` must be one number or text; got {type(value).__name__}.")
+            self._content["numbers"][name] = plain
+        self._write()
+
+    def check(self, claim: str, outcomes: Mapping[str, bool], measured: str) -> Checked:
+        """Record what was measured on a declared claim; return it with its verdict.
+
+        Parameters
+        ----------
+        claim : id in book/claims.yml.
+        outcomes : whether the claim's rule is met, one entry per seed or run.
+        measured : the numbers behind it, in a few words.
+        """
+        entries = declared()
+        known_names("claim", [claim], tuple(entries))
+        if entries[claim]["chapter"] != self.name:
+            raise ConfigError(f"claim {claim!r} belongs to chapter {entries[claim]['chapter']!r}; got {self.name!r}.")
+        plain = {str(label): bool(value) for label, value in outcomes.items()}
+        result = "not tested" if self.profile == "smoke" else verdict(plain)
+        self._content["claims"][claim] = {"verdict": result, "outcomes": plain, "measured": measured}
+        self._write()
+        return Checked(claim, result, sum(plain.values()), len(plain), measured)
+
+    def show(self, figure: Figure, name: str, alt: str) -> None:
+        """Display `figure` with a text alternative, and keep both for other pages under `name`."""
+        import io
+
+        from IPython.display import display
+        from matplotlib import pyplot
+
+        if len(alt) < 40:
+            raise ConfigError(
+                f"`alt` must say what is seen, with its numbers, in at least 40 characters; got {alt!r}."
+            )
+        png = io.BytesIO()
+        figure.savefig(png, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None})
+        path = records_folder() / "figures" / f"{self.name}-{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png.getvalue())
+        self._content["figures"][name] = {"file": path.name, "alt": alt}
+        self._write()
+        pyplot.close(figure)
+        display({"image/png": png.getvalue(), "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}})
+
+    @staticmethod
+    def tabulate(table: pd.DataFrame) -> None:
+        """Display `table` without its index."""
+        from IPython.display import display
+
+        display({"text/html": table.to_html(index=False, border=0), "text/plain": table.to_string()}, raw=True)
+
+    def _write(self) -> None:
+        path = records_folder() / f"{self.name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(self._content, indent=1), encoding="utf-8")
+        os.replace(partial, path)
+
+
+def read_records(folder: Path) -> dict[str, dict]:
+    """Return what the chapters said: chapter -> numbers, claims, figures."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+
+
+def scorecard(records: Mapping[str, dict]) -> str:
+    """Return the scorecard page (MyST): one row per declared claim, with what was measured.
+
+    Raises
+    ------
+    ConfigError : if a chapter that ran did not check a claim declared for it.
+    """
+    rows, counts = [], dict.fromkeys(VERDICTS, 0)
+    for claim, entry in declared().items():
+        record = records.get(entry["chapter"])
+        if record is not None and claim not in record["claims"]:
+            raise ConfigError(f"chapter {entry['chapter']!r} ran but did not check its claim {claim!r}.")
+        checked = record["claims"][claim] if record else {"verdict": "not tested", "outcomes": {}, "measured": ""}
+        counts[checked["verdict"]] += 1
+        outcomes = checked["outcomes"].values()
+        rows.append(
+            [
+                f"[{claim}]({entry['chapter']}.ipynb): {entry['statement'].strip()} *Rule: {entry['rule'].strip()}.*",
+                f"{entry['paper_value']} ({entry['source']})",
+                checked["measured"],
+                f"**{checked['verdict']}** ({sum(outcomes)} of {len(outcomes)})",
+            ]
+        )
+    summary = ", ".join(f"{word}: {number}" for word, number in counts.items() if number)
+    table = [["Claim and rule", "Published value", "Measured here", "Verdict"], *rows]
+    lines = ["* - " + "\n  - ".join(" ".join(cell.split()) for cell in row) for row in table]
+    return SCORECARD_PAGE.format(summary=summary, rows="\n".join(lines))
+
+
+SCORECARD_PAGE = """# Scorecard
+
+Every claim that a chapter tests, with what was measured when this book was built: {summary}.
+A verdict follows from its rule alone: *holds* if every seed (or run) meets the rule, *does not hold* if none does,
+*partly* otherwise. Rules are fixed in advance, in `book/claims.yml`; a claim that fails is shown as failed.
+
+```{{list-table}}
+:header-rows: 1
+:widths: 42 22 24 12
+:class: full-width
+{rows}
+```
+"""

@@ -1,0 +1,291 @@
+"""Experiments, declared once in book/experiments.yml and run from a notebook, the command line or a cluster alike.
+
+experiment -> profile -> setup (shared by the stack) + grid (what differs between runs) + record. A result is loaded
+if it is present and *true*: made with the same settings by the same code. Otherwise it is made, shown as it goes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from periodic_lib.config import SEED, ConfigError, Record, Run, Setup, grid, known_names, one_of, root
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+CODE = ("config", "datasets", "networks", "optimizers", "metrics", "training")  # modules a result depends on
+PROFILES = ("smoke", "classroom", "paper")
+ENTRY_KEYS = ("chapter", "question", "setup", "grid", "record", "profiles")
+PROFILE_KEYS = ("setup", "grid", "record", "minutes")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One experiment at one profile, fully resolved and checked: what will be trained and what kept."""
+
+    name: str
+    profile: str
+    chapter: str
+    question: str
+    setup: Setup
+    runs: tuple[Run, ...]
+    record: Record
+    minutes: float | None
+    overrides: Mapping
+
+    @cached_property
+    def settings(self) -> dict:
+        """Everything that determines the result, ready for JSON, without the code."""
+        return {
+            "setup": self.setup.to_dict(),
+            "runs": [run.to_dict() for run in self.runs],
+            "record": self.record.to_dict(),
+        }
+
+    @property
+    def path(self) -> Path:
+        """The one place of this result; other overrides have another place, so that they never replace it."""
+        suffix = f"-{_digest(self.settings)[:8]}" if self.overrides else ""
+        return cache_folder() / self.name / f"{self.profile}{suffix}.nc"
+
+    def why_not(self, dataset: xr.Dataset) -> str | None:
+        """Return why `dataset` is not the result of this plan by the present code; None if it is."""
+        if dataset.attrs.get("settings") != _digest(self.settings):
+            return "other settings"
+        if dataset.attrs.get("code") != code_digest():
+            return "the library's training code has changed"
+        return None
+
+
+def cache_folder() -> Path:
+    """Return the folder of results made on this machine: $PERIODIC_CACHE, else data/cache (not in git)."""
+    return Path(os.environ.get("PERIODIC_CACHE") or root() / "data" / "cache")
+
+
+# ---------------------------------------------------------------- reading the declaration
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a name given twice is an error, not a silent choice."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{key_node.value!r} is given twice", problem_mark=key_node.start_mark
+                )
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict:
+    """Return the mapping in a YAML file.
+
+    Raises
+    ------
+    ConfigError : naming the file and the line, if it cannot be read or is no mapping.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}.") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}" if mark else "unknown line"
+        raise ConfigError(f"{path}, {where}: {getattr(error, 'problem', None) or error}.") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}, line 1: must be a mapping of names to entries; got {type(content).__name__}.")
+    return content
+
+
+def declared() -> dict[str, dict]:
+    """Return every declared experiment: name -> entry of book/experiments.yml."""
+    path = root() / "book" / "experiments.yml"
+    entries = read_yaml(path)
+    for name, entry in entries.items():
+        if not isinstance(entry, dict) or not isinstance(entry.get("profiles"), dict):
+            raise ConfigError(f"{path}: experiment {name!r} must be a mapping that has `profiles`.")
+        known_names(f"key of experiment {name!r} in {path.name}", entry, ENTRY_KEYS)
+        known_names(f"profile of experiment {name!r} in {path.name}", entry["profiles"], PROFILES)
+    return entries
+
+
+def plan(name: str, profile: str = "classroom", overrides: Mapping | None = None) -> Plan:
+    """Return the checked plan of an experiment at a profile.
+
+    Parameters
+    ----------
+    name, profile : as declared in book/experiments.yml.
+    overrides : values that replace declared ones; parameters of `Setup`, `Run` (a list makes a grid), `Record`, or
+        `seed`.
+
+    Raises
+    ------
+    ConfigError : for an unknown name or a value that cannot be used, before anything is computed.
+    """
+    entries = declared()
+    known_names("experiment", [name], tuple(entries))
+    entry, overrides = entries[name], dict(overrides or {})
+    one_of("profile", profile, tuple(entry["profiles"]))
+    chosen = entry["profiles"][profile] or {}
+    known_names(f"key of profile {profile!r} of {name!r}", chosen, PROFILE_KEYS)
+    known_names("parameter", overrides, (*Setup.names(), *Run.names(), SEED, *Record.names()))
+
+    def merged(section: str, names: tuple[str, ...]) -> dict:
+        values = {**(entry.get(section) or {}), **(chosen.get(section) or {})}
+        known_names(f"parameter in `{section}` of {name!r}", values, names)
+        return {**values, **{key: value for key, value in overrides.items() if key in names}}
+
+    return Plan(
+        name=name,
+        profile=profile,
+        chapter=entry.get("chapter", ""),
+        question=" ".join(entry.get("question", "").split()),
+        setup=Setup(**merged("setup", Setup.names())),
+        runs=tuple(_runs(chosen.get("grid", entry.get("grid", {})), overrides)),
+        record=Record(**merged("record", Record.names())),
+        minutes=chosen.get("minutes"),
+        overrides=overrides,
+    )
+
+
+def _runs(grids: Mapping | list, overrides: Mapping) -> list[Run]:
+    """Return the runs of one grid, or of several after each other; an override replaces the declared values in all."""
+    changed = {key: value for key, value in overrides.items() if key in (*Run.names(), SEED)}
+    if SEED in changed:
+        replaced = {"init_seed", "data_seed"}
+    else:
+        replaced = {SEED} if {"init_seed", "data_seed"} & set(changed) else set()
+    grids = grids if isinstance(grids, list) else [grids]
+    runs = []
+    for one in grids:
+        kept = {key: value for key, value in one.items() if key not in replaced}
+        runs += [run for run in grid(**{**kept, **changed}) if run not in runs]
+    return runs
+
+
+# ---------------------------------------------------------------- running
+
+
+def run_experiment(
+    name: str,
+    profile: str = "classroom",
+    *,
+    overrides: Mapping | None = None,
+    force: bool = False,
+    progress: bool = True,
+) -> xr.Dataset:
+    """Return the result of an experiment: loaded if present and true, else trained, saved and returned.
+
+    Parameters
+    ----------
+    name, profile, overrides : see `plan`.
+    force : train even if the result is there.
+    progress : show the training.
+
+    A damaged result file is set aside (never deleted), with a message, and the result is made again. An interrupted
+    training leaves no file.
+    """
+    from periodic_lib import results
+
+    todo = plan(name, profile, overrides)
+    if not force:
+        present = _load_if_true(todo, say=print_message)
+        if present is not None:
+            return present
+    from periodic_lib.training import train
+
+    dataset = train(todo.setup, todo.runs, todo.record, progress=progress)
+    dataset = dataset.assign_attrs(
+        experiment=name, profile=profile, settings=_digest(todo.settings), code=code_digest()
+    )
+    results.save(dataset, todo.path)
+    return dataset
+
+
+def state(todo: Plan) -> tuple[str, float | None]:
+    """Return ("ready" | "out of date" | "damaged" | "not made", seconds it took, if it is there)."""
+    from periodic_lib import results
+
+    try:
+        dataset = results.load(todo.path)
+    except FileNotFoundError:
+        return "not made", None
+    except results.ResultsError:
+        return "damaged", None
+    return ("ready" if todo.why_not(dataset) is None else "out of date"), float(dataset.attrs["seconds"])
+
+
+def print_message(text: str) -> None:
+    """Print a line to standard error."""
+    print(f"periodic: {text}", file=sys.stderr, flush=True)
+
+
+def _load_if_true(todo: Plan, say) -> xr.Dataset | None:
+    from periodic_lib import results
+
+    try:
+        dataset = results.load(todo.path)
+    except FileNotFoundError:
+        return None
+    except results.ResultsError as error:
+        aside = results.set_aside(todo.path)
+        say(f"{error} Set aside as {aside.name}; making it again.")
+        return None
+    reason = todo.why_not(dataset)
+    if reason:
+        say(f"{todo.name} ({todo.profile}) is out of date ({reason}); making it again.")
+        return None
+    return dataset
+
+
+# ---------------------------------------------------------------- fingerprints
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@cache
+def code_digest(modules: tuple[str, ...] = CODE) -> str:
+    """Return the SHA-256 of what the modules do: their source without comments, docstrings and blank lines.
+
+    A better comment makes no result untrue.
+    """
+    folder = Path(__file__).parent
+    return _digest([bare_source((folder / f"{module}.py").read_text(encoding="utf-8")) for module in modules])
+
+
+def bare_source(source: str) -> str:
+    r"""Return Python source without comments, docstrings and blank lines.
+
+    >>> bare_source('"Doc."\nx = 1  # one\n\ndef f():\n    "doc"\n    return "#"\n')
+    'x = 1\ndef f():\n    return "#"'
+    """
+    import ast
+    import io
+    import tokenize
+
+    lines = source.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and isinstance(getattr(first.value, "value", None), str):
+                for row in range(first.lineno, first.end_lineno + 1):
+                    lines[row - 1] = ""
+    return "\n".join(line.rstrip() for line in lines if line.strip())

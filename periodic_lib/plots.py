@@ -1,0 +1,130 @@
+"""One function per kind of figure: `plot_x(results, ax=None) -> ax`. Same learning rate, same colour, everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from periodic_lib import theory
+from periodic_lib.results import LABELS
+
+POINTS = 400  # per line: each is the geometric mean of a window of steps
+
+
+def use_style() -> None:
+    """Set the book's figure style: white, readable at the width of a page, safe for colour-blind readers."""
+    sns.set_theme(context="notebook", style="ticks", palette="colorblind", font_scale=0.85)
+    plt.rcParams.update({"figure.facecolor": "white", "savefig.facecolor": "white", "figure.dpi": 100})
+
+
+def windowed(results: xr.Dataset, name: str, points: int = POINTS, along: str = "step") -> xr.DataArray:
+    """Return geometric means of `name` over at most `points` windows of equal length.
+
+    A geometric mean keeps the order of magnitude of both the quiet stretches and the spikes.
+
+    >>> data = xr.Dataset({"train_loss": (("run", "step"), [[1.0, 100.0, 4.0, 4.0]])}, {"step": [0, 1, 2, 3]})
+    >>> windowed(data, "train_loss", points=2).values.round(9).tolist()
+    [[10.0, 4.0]]
+    """
+    length = max(1, results.sizes[along] // points)
+    windows = np.log(results[name].clip(1e-30)).coarsen({along: length}, boundary="trim")
+    return np.exp(windows.mean())
+
+
+def plot_trajectory(
+    results: xr.Dataset, name: str, ax: Axes | None = None, legend: bool = True, points: int = POINTS
+) -> Axes:
+    """Plot one recorded quantity against the step, one line per run, on a logarithmic axis.
+
+    The lowest seed is drawn strongly, other seeds faintly. Each line has at most `points` points.
+    """
+    ax = plt.gca() if ax is None else ax
+    along = results[name].dims[1]
+    lines = windowed(results, name, points, along)
+    for (lr, seed), line in _by_run(lines):
+        style = {"lw": 1.4, "zorder": 3} if seed == lines.init_seed.min() else {"lw": 0.6, "alpha": 0.3, "zorder": 2}
+        label = f"{lr:g}" if seed == lines.init_seed.min() else None
+        ax.plot(line[along], line, color=_color(results, lr), label=label, **style)
+    ax.set(xlabel="step", ylabel=_label(name), yscale="log")
+    ax.xaxis.set_major_locator(MaxNLocator(5))
+    _plain_numbers(ax.yaxis)
+    if legend:
+        ax.legend(title="learning rate")
+    return ax
+
+
+def plot_phase_diagram(results: xr.Dataset, ax: Axes | None = None) -> Axes:
+    """Plot effective gradient norm against effective learning rate, one path per learning rate (seed 0).
+
+    The dashed line of the same colour is the balance, elr * eff_grad_norm = a tan(equilibrium angle): above it the
+    norm grows and the run moves left, below it the norm shrinks and the run moves right.
+    """
+    ax = plt.gca() if ax is None else ax
+    elr, gradient = windowed(results, "elr"), windowed(results, "eff_grad_norm")
+    first = results.init_seed == results.init_seed.min()
+    span = np.array([elr[first].min(), elr[first].max()])
+    for run in np.flatnonzero(first):
+        lr, wd = float(results.lr[run]), float(results.weight_decay[run])
+        color = _color(results, lr)
+        ax.plot(elr[run], gradient[run], color=color, lw=0.8, alpha=0.8)
+        ax.plot(elr[run, -1], gradient[run, -1], "o", color=color, ms=6, mec="white", zorder=4)
+        ax.plot(span, (1 - lr * wd) * np.tan(theory.equilibrium_angle(lr, wd)) / span, "--", color=color, lw=1)
+    ax.set(xlabel=_label("elr"), ylabel=_label("eff_grad_norm"), xscale="log", yscale="log")
+    ax.set_ylim(float(gradient[first].min()) / 2, float(gradient[first].max()) * 2)
+    return ax
+
+
+def plot_dynamics(results: xr.Dataset, names: Sequence[str] = ("train_loss", "test_error", "weight_norm")) -> Figure:
+    """Return the main figure: one panel per quantity against the step, and the phase diagram."""
+    figure, axes = plt.subplots(2, 2, figsize=(9, 6.6), layout="constrained")
+    for ax, name in zip(axes.flat, names, strict=False):
+        plot_trajectory(results, name, ax, legend=False)
+    plot_phase_diagram(results, axes.flat[-1])
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, title="learning rate", loc="outside upper center", ncols=len(labels))
+    return figure
+
+
+def plot_one_run(results: xr.Dataset, kicks: Sequence[int] = ()) -> Figure:
+    """Return training loss above weight norm of a single run, with its destabilizations marked."""
+    figure, axes = plt.subplots(2, 1, figsize=(9, 4.6), sharex=True, layout="constrained")
+    for ax, name in zip(axes, ("train_loss", "weight_norm"), strict=True):
+        for kick in kicks:
+            ax.axvline(kick, color="0.8", lw=1, zorder=1)
+        plot_trajectory(results, name, ax, legend=False, points=results.sizes["step"])
+        ax.label_outer()
+    return figure
+
+
+def _plain_numbers(axis: Axis) -> None:
+    """Label a logarithmic axis with 0.001, 0.01, ..., and with 2, 5 too where it spans less than two decades."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    low, high = axis.get_data_interval()
+    if high < 100 * low:
+        axis.set_minor_locator(LogLocator(subs=(2, 5)))
+        axis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    else:
+        axis.set_minor_formatter(NullFormatter())
+
+
+def _by_run(lines: xr.DataArray):
+    for run in range(lines.sizes["run"]):
+        yield (float(lines.lr[run]), int(lines.init_seed[run])), lines.isel(run=run)
+
+
+def _color(results: xr.Dataset, lr: float):
+    rates = np.unique(results.lr)
+    return sns.color_palette("colorblind", len(rates))[int(np.searchsorted(rates, lr))]
+
+
+def _label(name: str) -> str:
+    label, unit = LABELS[name]
+    return label if unit == "1" else f"{label} [{unit}]"

@@ -1,0 +1,167 @@
+"""Results: one labelled `xarray.Dataset` in one netCDF file that explains itself and knows when it is damaged.
+
+A file is written beside its place and then moved there, so that an interrupted write leaves nothing behind. It
+carries the setup, versions, device, seeds, git revision, wall time, and a checksum of all values and attributes.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from periodic_lib.config import ConfigError, Record, Run, Setup, root
+
+LABELS = {  # variable -> (what it is, unit)
+    "train_loss": ("training loss", "nats"),
+    "weight_norm": ("weight norm", "1"),
+    "elr": ("effective learning rate", "1"),
+    "grad_norm": ("gradient norm", "1"),
+    "eff_grad_norm": ("effective gradient norm", "1"),
+    "angular_update": ("angular update", "radians"),
+    "train_loss_full": ("training loss (full set)", "nats"),
+    "train_error": ("training error", "1"),
+    "test_loss": ("test loss", "nats"),
+    "test_error": ("test error", "1"),
+}
+
+
+class ResultsError(ValueError):
+    """A result file that cannot be used."""
+
+
+def with_provenance(dataset: xr.Dataset, setup: Setup, record: Record, seconds: float, **facts: object) -> xr.Dataset:
+    """Return `dataset` with labels and units on its variables and its origin in its attributes."""
+    for name, variable in dataset.data_vars.items():
+        variable.attrs["long_name"], variable.attrs["units"] = LABELS[name]
+    created = datetime.datetime.now(datetime.UTC)
+    return dataset.assign_attrs(
+        setup=json.dumps(setup.to_dict()),
+        record=json.dumps(record.to_dict()),
+        seconds=seconds,
+        created=created.isoformat(timespec="seconds"),
+        git_revision=_git_revision(),
+        python_version=platform.python_version(),
+        numpy_version=np.__version__,
+        xarray_version=xr.__version__,
+        **facts,
+    )
+
+
+def _git_revision() -> str:
+    """Return the revision of the project, with "+" if files were changed since; "unknown" outside of git."""
+    try:
+        command = ["git", "-C", str(root()), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError, ConfigError):
+        return "unknown"
+
+
+# ---------------------------------------------------------------- files
+
+
+def save(dataset: xr.Dataset, path: Path | str) -> Path:
+    """Write `dataset` to `path` (netCDF 4, compressed) with its checksum, all or nothing; return the path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    packing = {name: {"zlib": True, "complevel": 1, "shuffle": True} for name in dataset.data_vars}
+    try:
+        dataset.assign_attrs(sha256=checksum(dataset)).to_netcdf(partial, engine="h5netcdf", encoding=packing)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def load(path: Path | str) -> xr.Dataset:
+    """Read a file that `save` wrote, into memory, and verify its checksum.
+
+    Raises
+    ------
+    FileNotFoundError : if there is none.
+    ResultsError : if it cannot be read, or its values are not those that were written.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no results at {path}: make them with `periodic run`.")
+    try:
+        with xr.open_dataset(path, engine="h5netcdf") as stored:
+            dataset = stored.load()
+    except Exception as error:  # h5py, h5netcdf and xarray raise many kinds for a damaged file
+        raise ResultsError(f"{path} cannot be read ({type(error).__name__}): damaged or not a result file.") from error
+    written = dataset.attrs.pop("sha256", None)
+    if written != checksum(dataset):
+        raise ResultsError(f"{path} is damaged: its values do not match its checksum.")
+    return dataset
+
+
+def checksum(dataset: xr.Dataset) -> str:
+    """Return the SHA-256 of all names, values and attributes of `dataset`."""
+    digest = hashlib.sha256()
+    for name in sorted(map(str, dataset.variables)):
+        variable = dataset.variables[name]
+        values = np.ascontiguousarray(variable.values)
+        digest.update(f"{name}{variable.dims}{values.dtype.str}{values.shape}".encode())
+        digest.update(values.tobytes())
+    attributes = {name: str(value) for name, value in dataset.attrs.items()}
+    digest.update(json.dumps(attributes, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file so that nothing is lost; return its new path."""
+    stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S")
+    aside = path.with_name(f"{path.name}.damaged-{stamp}")
+    os.replace(path, aside)
+    return aside
+
+
+# ---------------------------------------------------------------- selecting and reshaping
+
+
+def setup_of(dataset: xr.Dataset) -> Setup:
+    """Return the `Setup` that `dataset` was made with."""
+    return Setup(**json.loads(dataset.attrs["setup"]))
+
+
+def provenance(dataset: xr.Dataset) -> str:
+    """Return in one line where, when and with what `dataset` was made."""
+    facts = dataset.attrs
+    return (
+        f"{dataset.sizes['run']} runs of {setup_of(dataset).steps} steps on {facts['device']} in "
+        f"{facts['seconds']:.1f} s, {facts['created']}, revision {facts['git_revision']}, "
+        f"torch {facts['torch_version']}, numpy {facts['numpy_version']}, "
+        f"seeds {np.unique(dataset.init_seed).tolist()}"
+    )
+
+
+def sel(dataset: xr.Dataset, **values: float) -> xr.Dataset:
+    """Return the runs whose coordinates have these values (numbers, compared to 9 digits).
+
+    >>> data = xr.Dataset(coords={"lr": ("run", [0.1, 1.0, 0.1]), "init_seed": ("run", [0, 0, 1])})
+    >>> int(sel(data, lr=0.1).sizes["run"])
+    2
+    """
+    chosen = np.ones(dataset.sizes["run"], bool)
+    for name, value in values.items():
+        if name not in dataset.coords or dataset[name].dims != ("run",):
+            raise ConfigError(f"runs have no `{name}`; they have {', '.join(Run.names())}.")
+        chosen &= np.isclose(dataset[name], value, rtol=1e-9, atol=0)
+    if not chosen.any():
+        present = {name: np.unique(dataset[name].values).tolist() for name in values}
+        raise ConfigError(f"no run with {values}; the results have {present}.")
+    return dataset.isel(run=chosen)
+
+
+def tidy(dataset: xr.Dataset, *names: str) -> pd.DataFrame:
+    """Return a long table for seaborn: one row per run and step, the runs' parameters as columns."""
+    return dataset[list(names)].to_dataframe().reset_index()
