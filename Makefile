@@ -5,7 +5,7 @@ bin = .venv/bin
 pytest = $(bin)/python -m pytest -q
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test lint bench clean
+.PHONY: help setup book test check lint bench clean
 
 help: ## show this list
 	@echo "make TARGET [PROFILE=smoke|classroom]"
@@ -18,16 +18,18 @@ book: setup ## execute every chapter that is out of date, render the book, print
 	@$(bin)/periodic book --profile $(PROFILE)
 
 test: setup ## run all tests, then execute every chapter at smoke scale and again by nbval
-	@$(pytest) --cov --cov-report= tests periodic_lib
+	@$(pytest) --ignore tests/html --cov --cov-report=term --cov-fail-under=90
 	@echo "chapters at smoke scale, by papermill"
-	@$(bin)/python -m coverage run --append -m periodic_lib book --no-render --force --profile smoke
+	@$(bin)/periodic book --no-render --force --profile smoke
 	@echo "the same again by nbval, trained anew: are the numbers the same?"
-	@rm -rf build/nbval
-	@PERIODIC_CACHE=build/nbval/cache PERIODIC_RECORDS=build/nbval/records $(pytest) -p no:doctest -c tests/notebooks/nbval.ini \
-		--nbval --nbval-current-env --nbval-cell-timeout 120 --nbval-sanitize-with tests/notebooks/nbval_sanitize.cfg \
+	@rm -rf build/nbval && mkdir -p build/nbval
+	@PERIODIC_CACHE=$(CURDIR)/build/nbval/cache PERIODIC_RECORDS=$(CURDIR)/build/nbval/records \
+		PERIODIC_PROGRESS=$(CURDIR)/build/nbval/progress $(pytest) -x -c tests/notebooks/nbval.ini --nbval \
+		--nbval-current-env --nbval-cell-timeout 120 --nbval-sanitize-with tests/notebooks/nbval_sanitize.cfg \
 		build/smoke/chapters
-	@$(bin)/python -m coverage combine -q --append 2>/dev/null || true
-	@$(bin)/python -m coverage report --fail-under 90
+
+check: setup ## check the rendered pages (after make book)
+	@$(pytest) tests/html
 
 lint: setup ## check code and notebooks with ruff
 	@$(bin)/ruff check .

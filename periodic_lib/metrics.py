@@ -15,16 +15,17 @@ def norm(vectors: torch.Tensor) -> torch.Tensor:
 def angle(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     """Return the angle between each run's old and new vector in radians, shape (runs,).
 
-    atan2 of the parts of `new` across and along `old`: exact to rounding for the small angles of training, where
+    atan2 of the parts of the change across and along `old`: exact to rounding for the small steps of training, where
     arccos of a float32 cosine would lose every digit below 3e-4.
 
-    >>> angle(torch.tensor([[2.0, 0.0]]), torch.tensor([[3.0, 3e-6]]))
+    >>> angle(torch.tensor([[2.0, 0.0]]), torch.tensor([[1.9, 1.9e-6]]))
     tensor([1.0000e-06])
     """
+    change = new - old
     square = torch.linalg.vecdot(old, old)
-    along = torch.linalg.vecdot(old, new)
-    across = torch.addcmul(new, old, (along / square).unsqueeze(1), value=-1)
-    return torch.atan2(norm(across), along / square.sqrt())
+    along = torch.linalg.vecdot(old, change)
+    across = torch.addcmul(change, old, (along / square).unsqueeze(1), value=-1)
+    return torch.atan2(norm(across), (square + along) / square.sqrt())
 
 
 def scale_sensitivity(

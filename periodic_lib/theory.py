@@ -44,7 +44,7 @@ def angular_update(lr: ArrayLike, weight_decay: ArrayLike, weight_norm: ArrayLik
     r"""Return the angle between w and w' in radians: tan(alpha) = Phi g~.
 
     >>> round(float(angular_update(lr=0.5, weight_decay=0.02, weight_norm=10.0, eff_grad_norm=20.0)), 6)
-    0.100668
+    0.100669
     """
     return np.arctan(sphere_step(lr, weight_decay, weight_norm) * np.asarray(eff_grad_norm, float))
 

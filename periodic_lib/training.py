@@ -241,8 +241,9 @@ class _Recorder:
         """Return everything kept as one labelled data set, with its provenance."""
         table = dict(zip(STEP_METRICS, self.steps.permute(1, 2, 0).cpu().numpy(), strict=True))  # (run, step)
         lr = np.array([[run.lr] for run in runs])
-        table["elr"] = (lr / table["weight_norm"].astype(float) ** 2).astype(self.setup.dtype)
-        table["eff_grad_norm"] = table["weight_norm"] * table["grad_norm"]
+        with np.errstate(all="ignore"):  # a run may have left the numbers
+            table["elr"] = (lr / table["weight_norm"].astype(float) ** 2).astype(self.setup.dtype)
+            table["eff_grad_norm"] = table["weight_norm"] * table["grad_norm"]
         coordinates = {name: ("run", [getattr(run, name) for run in runs]) for name in Run.names()}
         coordinates["run"] = np.arange(len(runs))
         coordinates["step"] = np.arange(len(self.steps)) * self.every

@@ -1,0 +1,111 @@
+"""The command as a user meets it: exit status, messages, interruption."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from periodic_lib import cli, experiments, notebooks
+
+ROOT = Path(__file__).parents[2]
+BAD = [
+    (["nope"], "unknown experiment 'nope'"),
+    ([], "`experiment` must be given"),
+    (["periodic_behavior", "--profile", "tiny"], "`profile` must be one of 'smoke', 'classroom'"),
+    (["periodic_behavior", "--set", "learning_rate=1"], "unknown parameter 'learning_rate'"),
+    (["periodic_behavior", "--set", "lr=fast"], "`lr` must be a positive number"),
+    (["periodic_behavior", "--set", "lr=-1"], "`lr` must be a positive number"),
+    (["periodic_behavior", "--set", "lr=0"], "`lr` must be a positive number"),
+    (["periodic_behavior", "--set", "lr=[]"], "the grid is empty"),
+    (["periodic_behavior", "--set", "weight_decay=-1e-3"], "`weight_decay` must be a number from 0"),
+    (["periodic_behavior", "--set", "steps=0"], "`steps` must be a whole number of at least 1"),
+    (["periodic_behavior", "--set", "batch_size=1438"], "`batch_size` must be at most 1437"),
+    (["periodic_behavior", "--set", "dataset=mnist"], "`dataset` must be one of 'digits'"),
+    (["periodic_behavior", "--set", "network=vgg"], "`network` must be one of 'mlp'"),
+    (["periodic_behavior", "--set", "lr"], "`--set` must be NAME=VALUE"),
+    (["periodic_behavior", "--set", "lr=[1,"], "`--set lr` must be a number"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD)
+def test_bad_input_is_one_line_and_exit_status_2(arguments, message, capsys, tmp_path):
+    assert cli.main(["run", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("periodic: error: ")
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert not (tmp_path / "cache").exists()  # nothing was trained
+
+
+def test_run_prints_a_row_per_run_and_the_file(capsys, tmp_path):
+    command = ["run", "periodic_behavior", "--profile", "smoke", "--set", "lr=[3e-2]", "--set", "weight_decay=1e-2"]
+    assert cli.main([*command, "--set", "steps=20"]) == 0
+    out = capsys.readouterr().out
+    assert "regime" in out
+    assert out.count("0.03") == 2  # two seeds
+    assert Path(out.strip().splitlines()[-1]).is_file()
+
+
+def test_momentum_runs_have_no_regime_yet(capsys):
+    assert cli.main(["run", "rescaling", "--profile", "smoke", "--set", "momentum=0.9", "--set", "steps=5"]) == 0
+    assert " - " in capsys.readouterr().out
+
+
+def test_list_shows_experiments_profiles_runs_and_time(capsys):
+    assert cli.main(["run", "--list"]) == 0
+    out = capsys.readouterr().out
+    rows = [line.split() for line in out.splitlines() if line.split()[0] == "periodic_behavior"]
+    assert [row[1] for row in rows] == ["smoke", "classroom"]
+    plan = experiments.plan("periodic_behavior")
+    assert rows[1][2:4] == [str(len(plan.runs)), str(plan.setup.steps)]
+    assert "estimated" in out
+    assert "not made" in out
+
+
+def test_no_project_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PERIODIC_ROOT", str(tmp_path))
+    assert cli.main(["run", "--list"]) == 2
+    assert "cannot read" in capsys.readouterr().err
+
+
+def test_interrupting_training_leaves_nothing_and_the_next_call_starts_cleanly(tmp_path):
+    progress = tmp_path / "progress"
+    environment = {**os.environ, "PERIODIC_PROGRESS": str(progress)}
+    command = [sys.executable, "-m", "periodic_lib", "run", "periodic_behavior", "--set", "steps=1000000"]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not (progress.exists() and "step/s" in progress.read_text()):
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "interrupted" in err
+    assert "Traceback" not in err
+    assert not list((tmp_path / "cache").rglob("*.*"))
+    again = subprocess.run([*command[:-1], "steps=5"], cwd=ROOT, env=environment, capture_output=True, check=True)
+    assert b"regime" in again.stdout
+
+
+def test_book_reports_a_failed_chapter_with_status_1(monkeypatch, capsys):
+    def fails(*_, **__):
+        raise notebooks.ChapterError("01_one: failed")
+
+    monkeypatch.setattr(notebooks, "execute", fails)
+    assert cli.main(["book", "--no-render", "--profile", "smoke"]) == 1
+    assert "01_one: failed" in capsys.readouterr().err
+
+
+def test_unknown_commands_are_argparse_errors():
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["fly"])
+    assert caught.value.code == 2

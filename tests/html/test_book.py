@@ -1,0 +1,79 @@
+"""The rendered book: run after `make book`; skipped where it has not been built."""
+
+import os
+from pathlib import Path
+
+import pytest
+from bs4 import BeautifulSoup
+
+from periodic_lib import claims, notebooks
+
+PROFILE = os.environ.get("PROFILE", "classroom")
+HTML = Path(__file__).parents[2] / "build" / PROFILE / "html" / "_build" / "html"
+PAGES = sorted(HTML.glob("*.html"))
+CONTENT = [page for page in PAGES if page.stem not in ("search", "genindex", "py-modindex")]
+
+pytestmark = pytest.mark.skipif(not PAGES, reason="the book is not built: make book")
+
+
+def soup(page):
+    return BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser")
+
+
+def test_every_page_of_the_contents_is_there():
+    assert {f"{name}.html" for name in notebooks.table_of_contents()} <= {page.name for page in PAGES}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_nothing_is_loaded_from_elsewhere(page):
+    for tag, attribute in (("script", "src"), ("link", "href"), ("img", "src"), ("iframe", "src"), ("source", "src")):
+        for element in soup(page).find_all(tag):
+            address = element.get(attribute, "")
+            assert not address.startswith(("http:", "https:", "//")), address
+
+
+@pytest.mark.parametrize("page", CONTENT, ids=lambda page: page.stem)
+def test_links_and_pictures_on_this_site_exist(page):
+    content = soup(page)
+    places = [link["href"] for link in content.find_all("a", href=True)] + [p["src"] for p in content.find_all("img")]
+    for place in places:
+        target = place.split("#")[0].split("?")[0]
+        if target and not target.startswith(("http:", "https:", "mailto:", "data:")):
+            assert (HTML / target).exists(), place
+
+
+@pytest.mark.parametrize("page", CONTENT, ids=lambda page: page.stem)
+def test_every_picture_says_what_is_seen(page):
+    for picture in soup(page).select("article img, main img"):
+        alt = picture.get("alt", "")
+        assert len(alt) >= 40, picture
+        assert ".png" not in alt
+        assert "nan" not in alt.split()
+
+
+@pytest.mark.parametrize("page", CONTENT, ids=lambda page: page.stem)
+def test_no_output_is_an_error_or_a_leftover(page):
+    text = soup(page).get_text()
+    assert "Traceback" not in text
+    assert "{result}" not in text
+    assert "step/s" not in text
+
+
+def test_numbers_in_the_text_are_the_published_ones():
+    records = claims.read_records(notebooks.build_folder(PROFILE) / "records")
+    shown = [node.get_text() for node in soup(HTML / "03_periodic_behavior.html").select(".result")]
+    assert f"{records['03_periodic_behavior']['numbers']['period_slow']:.0f}" in shown
+
+
+def test_mathematics_is_rendered_by_the_local_mathjax():
+    page = soup(HTML / "01_scale_invariance.html")
+    (source,) = [s["src"] for s in page.find_all("script", src=True) if "mathjax" in s["src"].lower()]
+    assert (HTML / source.split("?")[0]).stat().st_size > 2_000_000
+
+
+def test_the_scorecard_lists_every_claim_and_its_verdict():
+    text = soup(HTML / "scorecard.html").get_text()
+    for name, record in claims.read_records(notebooks.build_folder(PROFILE) / "records").items():
+        assert record["profile"] == PROFILE, name
+        for claim in record["claims"]:
+            assert claim in text

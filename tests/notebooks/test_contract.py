@@ -1,0 +1,90 @@
+"""What every chapter must be, judged without executing it."""
+
+import ast
+import re
+
+import pytest
+
+from periodic_lib import claims, experiments, notebooks
+from periodic_lib.config import root
+
+CHAPTERS = notebooks.chapters()
+LONGEST_CELL = 30  # lines, as formatted for the page
+
+
+def cells(name, kind):
+    content = notebooks.read(root() / "book" / f"{name}.ipynb")
+    return [cell for cell in content["cells"] if cell["cell_type"] == kind]
+
+
+def text(name, kind):
+    return "\n".join(notebooks.source(cell) for cell in cells(name, kind))
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+class TestChapter:
+    def test_is_in_normal_form_without_outputs(self, name):
+        content = notebooks.read(root() / "book" / f"{name}.ipynb")
+        assert content == notebooks.normalize(content)
+
+    def test_opens_with_a_title_what_is_learned_needed_and_how_long(self, name):
+        first = notebooks.source(cells(name, "markdown")[0])
+        assert first.startswith("# ")
+        for word in ("You will learn", "Needs", "Reading", "executing"):
+            assert f"**{word}**" in first
+
+    def test_has_one_parameters_cell_of_literals(self, name):
+        notebooks.check_parameters(root() / "book" / f"{name}.ipynb", ["profile", "overrides"])
+        tagged = [cell for cell in cells(name, "code") if "parameters" in cell["metadata"].get("tags", [])]
+        for statement in ast.parse(notebooks.source(tagged[0])).body:
+            ast.literal_eval(statement.value)
+
+    def test_cells_are_short(self, name):
+        for cell in cells(name, "code"):
+            assert len(notebooks.source(cell).splitlines()) <= LONGEST_CELL, cell["id"]
+
+    def test_uses_no_shell_no_network_no_absolute_path(self, name):
+        code = text(name, "code")
+        assert not re.search(r"^\s*[!%]|https?://|[\"']/|\.\./", code, re.MULTILINE)
+
+    def test_every_figure_has_a_text_alternative(self, name):
+        calls = [node for node in ast.walk(ast.parse(text(name, "code"))) if isinstance(node, ast.Call)]
+        shown = [call for call in calls if getattr(call.func, "attr", "") == "show"]
+        assert shown
+        assert all(len(call.args) == 3 or "alt" in {k.arg for k in call.keywords} for call in shown)
+
+    def test_checks_the_claims_declared_for_it_and_no_other(self, name):
+        checked = set(re.findall(r'chapter\.check\(\s*"([\w-]+)"', text(name, "code")))
+        assert checked == {claim for claim, entry in claims.declared().items() if entry["chapter"] == name}
+
+    def test_runs_the_experiments_declared_for_it(self, name):
+        used = set(re.findall(r'run_experiment\(\s*"(\w+)"', text(name, "code")))
+        assert used == {key for key, entry in experiments.declared().items() if entry["chapter"] == name}
+
+    def test_ends_with_its_provenance(self, name):
+        last = cells(name, "code")[-1]
+        assert "results.provenance(" in notebooks.source(last)
+        assert "nbval-ignore-output" in last["metadata"]["tags"]
+
+    def test_says_who_says_what_and_has_exercises_with_solutions(self, name):
+        words = text(name, "markdown")
+        for phrase in ("The paper says", "We measured", "We add", "Not explained here"):
+            assert f"**{phrase}" in words
+        assert len(re.findall(r"^\*\*\d\.\*\*", words, re.MULTILINE)) >= 3
+        assert words.count("{admonition} Solution") == len(re.findall(r"^\*\*\d\.\*\*", words, re.MULTILINE))
+
+
+def test_every_experiment_has_a_chapter_and_a_smoke_and_a_classroom_profile():
+    for name, entry in experiments.declared().items():
+        assert entry["chapter"] in CHAPTERS
+        assert entry["question"].strip()
+        for profile in ("smoke", "classroom"):
+            plan = experiments.plan(name, profile)
+            assert plan.minutes > 0
+
+
+def test_every_chapter_is_in_the_table_of_contents():
+    listed = notebooks.table_of_contents()
+    assert set(CHAPTERS) <= set(listed)
+    for name in set(listed) - set(CHAPTERS) - {"scorecard"}:
+        assert (root() / "book" / f"{name}.md").is_file()

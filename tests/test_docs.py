@@ -1,0 +1,100 @@
+"""Every command that a page or the README shows is run, or at least read by the program it names."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from periodic_lib import cli, experiments, notebooks
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+SHELL = [
+    line.split("#")[0].strip() for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines()
+]
+MAKE = [line.split()[1] for line in SHELL if line.startswith("make")]
+PERIODIC = [shlex.split(line)[1:] for line in SHELL if line.startswith(".venv/bin/periodic")]
+
+
+def pages():
+    yield from (ROOT / "book").glob("*.md")
+    yield from (ROOT / "book").glob("*.ipynb")
+
+
+def shown_commands():
+    """All `periodic run ...` in the book's text."""
+    for path in pages():
+        text = path.read_text()
+        if path.suffix == ".ipynb":
+            text = "\n".join(
+                notebooks.source(c) for c in notebooks.read(path)["cells"] if c["cell_type"] == "markdown"
+            )
+        for command in re.findall(r"`periodic (run [^`]*)`", text):
+            yield pytest.param(command, id=f"{path.stem}: {command}")
+
+
+def test_the_readme_shows_commands():
+    assert MAKE == ["book", "test"]
+    assert len(PERIODIC) >= 3
+
+
+@pytest.mark.parametrize("arguments", PERIODIC, ids=" ".join)
+def test_readme_commands_run(arguments, capsys):
+    assert cli.main(arguments) == 0
+
+
+def test_readme_python_runs(tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    medians = [float(line.split()[1]) for line in done.stdout.splitlines() if re.match(r"^\d", line)]
+    assert len(medians) >= 2  # periods were found, as the text promises
+
+
+@pytest.mark.parametrize("command", list(shown_commands()))
+def test_commands_in_the_book_are_understood(command):
+    options = cli._parser().parse_args(shlex.split(command))
+    experiments.plan(options.experiment, options.profile, cli.parse_overrides(options.set))
+
+
+def test_make_targets_exist_and_help_lists_them():
+    help_text = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for target in (*MAKE, "setup", "lint", "bench", "clean"):
+        assert re.search(rf"^  {target} ", help_text, re.M)
+
+
+def test_paths_in_the_readme_exist():
+    for path in re.findall(r"`([\w./-]+/|[\w.-]+\.(?:md|cff|yml|lock))`", README):
+        name = path.rstrip("/")
+        assert (ROOT / name).exists() or name == "build" or list((ROOT / "book").glob(name)), path
+
+
+def test_one_lock_file_serves_pip_and_conda():
+    pins = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins)
+    assert {"torch==2.13.0", "torchvision==0.28.0", "jupyter-book==1.0.4.post1"} <= set(pins)
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert "--constraint requirements.lock" in conda["dependencies"][-1]["pip"]
+    assert "-c requirements.lock" in (ROOT / ".ci" / "setup").read_text()
+
+
+def test_the_lock_is_what_is_installed():
+    from importlib.metadata import version
+
+    for line in (ROOT / "requirements.lock").read_text().splitlines():
+        if not line.startswith("#"):
+            name, pinned = line.split("==")
+            assert version(name).split("+")[0] == pinned, name
+
+
+def test_no_file_is_large_and_the_repository_is_small():
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
+    sizes = [(ROOT / name).stat().st_size for name in files if name and (ROOT / name).is_file()]
+    assert max(sizes) < 1_000_000
+    assert sum(sizes) < 8_000_000

@@ -1,0 +1,128 @@
+import json
+
+import pytest
+
+from periodic_lib import claims
+from periodic_lib.claims import Chapter, verdict
+from periodic_lib.config import ConfigError
+
+FILE = """
+works:
+  chapter: 01_one
+  statement: It works.
+  source: someone
+  paper_value: 42
+  rule: always
+fails:
+  chapter: 02_two
+  statement: It fails.
+  source: someone
+  paper_value: never
+  rule: never
+"""
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book" / "claims.yml").write_text(FILE)
+    monkeypatch.setenv("PERIODIC_ROOT", str(tmp_path))
+    return tmp_path
+
+
+def record(chapter):
+    return claims.read_records(claims.records_folder())[chapter]
+
+
+def test_a_verdict_follows_from_its_outcomes():
+    assert verdict({"a": True, "b": True}) == "holds"
+    assert verdict({"a": True, "b": False}) == "partly"
+    assert verdict({"a": False, "b": False}) == "does not hold"
+    with pytest.raises(ConfigError, match="at least one"):
+        verdict({})
+
+
+def test_a_checked_claim_is_recorded_and_shown(project):
+    shown = Chapter("01_one", "classroom").check("works", {"seed 0": True, "seed 1": False}, "41 and 42")
+    assert repr(shown) == "works: partly (1 of 2). 41 and 42"
+    assert "**partly**" in shown._repr_markdown_()
+    entry = record("01_one")["claims"]["works"]
+    assert entry == {"verdict": "partly", "outcomes": {"seed 0": True, "seed 1": False}, "measured": "41 and 42"}
+
+
+def test_seconds_of_training_decide_nothing(project):
+    assert Chapter("01_one", "smoke").check("works", {"seed 0": True}, "42").verdict == "not tested"
+
+
+@pytest.mark.parametrize(
+    ("claim", "word"), [("work", "Did you mean 'works'"), ("fails", "belongs to chapter '02_two'")]
+)
+def test_only_declared_claims_of_this_chapter_can_be_checked(project, claim, word):
+    with pytest.raises(ConfigError, match=word):
+        Chapter("01_one", "classroom").check(claim, {"seed 0": True}, "42")
+
+
+def test_a_claim_without_a_rule_is_refused(project):
+    (project / "book" / "claims.yml").write_text("works: {chapter: 01_one, statement: It works.}")
+    with pytest.raises(ConfigError, match=r"'works' must have .*'rule'"):
+        claims.declared()
+
+
+def test_numbers_are_published_as_plain_values(project):
+    import numpy as np
+
+    chapter = Chapter("01_one", "classroom")
+    chapter.publish(period=np.float64(2.5), count=np.int64(3), word="four")
+    assert record("01_one")["numbers"] == {"period": 2.5, "count": 3, "word": "four"}
+    with pytest.raises(ConfigError, match="`many` must be one number"):
+        chapter.publish(many=[1, 2])
+
+
+def test_executing_again_forgets_what_was_said_before(project):
+    Chapter("01_one", "classroom").publish(old=1)
+    Chapter("01_one", "classroom").publish(new=2)
+    assert record("01_one")["numbers"] == {"new": 2}
+
+
+def test_a_figure_needs_a_description(project, capsys):
+    import matplotlib.pyplot as plt
+
+    chapter, alt = Chapter("01_one", "classroom"), "A straight line from zero to one over two steps of one."
+    with pytest.raises(ConfigError, match="at least 40 characters"):
+        chapter.show(plt.figure(), "line", alt="a line")
+    plt.close("all")
+    figure, ax = plt.subplots()
+    ax.plot([0, 1])
+    chapter.show(figure, "line", alt=alt)
+    entry = record("01_one")["figures"]["line"]
+    assert entry["alt"] == alt
+    assert (claims.records_folder() / "figures" / entry["file"]).read_bytes().startswith(b"\x89PNG")
+    assert alt in capsys.readouterr().out
+    assert not plt.get_fignums()
+
+
+def test_tables_are_shown_without_their_index(project, capsys):
+    import pandas as pd
+
+    Chapter("01_one", "classroom").tabulate(pd.DataFrame({"a": [1]}))
+    assert "a" in capsys.readouterr().out
+
+
+def test_the_scorecard_has_a_row_for_every_claim(project):
+    Chapter("01_one", "classroom").check("works", {"seed 0": True}, "41.9")
+    page = claims.scorecard(claims.read_records(claims.records_folder()))
+    assert "holds: 1, not tested: 1" in page
+    assert "[works](01_one.ipynb): It works. *Rule: always.*" in page
+    assert "41.9" in page
+    assert "It fails." in page
+
+
+def test_a_chapter_that_forgets_its_claim_stops_the_scorecard(project):
+    Chapter("02_two", "classroom")
+    with pytest.raises(ConfigError, match="did not check its claim 'fails'"):
+        claims.scorecard(claims.read_records(claims.records_folder()))
+
+
+def test_records_are_json(project):
+    Chapter("01_one", "classroom").publish(x=1)
+    assert json.loads((claims.records_folder() / "01_one.json").read_text())["chapter"] == "01_one"

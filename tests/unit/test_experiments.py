@@ -1,0 +1,149 @@
+import textwrap
+
+import pytest
+
+from periodic_lib import experiments, results
+from periodic_lib.config import ConfigError
+from periodic_lib.experiments import code_digest, plan, run_experiment, state
+
+FILE = """
+    small:
+      chapter: 01_scale_invariance
+      question: Is it
+        small?
+      setup: {width: 8, depth: 1, steps: 1e1}
+      profiles:
+        smoke:
+          grid: {lr: [1e-1, 0.3], weight_decay: 1e-2, seed: [0, 1]}
+          record: {evaluate_every: 5}
+        classroom:
+          setup: {steps: 20}
+          grid:
+            - {lr: 0.1, weight_decay: 1e-2}
+            - {lr: 0.3, weight_decay: 0}
+"""
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book" / "experiments.yml").write_text(textwrap.dedent(FILE))
+    monkeypatch.setenv("PERIODIC_ROOT", str(tmp_path))
+    return tmp_path
+
+
+def declare(project, text):
+    (project / "book" / "experiments.yml").write_text(textwrap.dedent(text))
+
+
+def test_a_profile_adds_to_what_is_shared(project):
+    smoke, classroom = plan("small", "smoke"), plan("small")
+    assert (smoke.setup.steps, classroom.setup.steps, classroom.setup.width) == (10, 20, 8)
+    assert [run.lr for run in smoke.runs] == [0.1, 0.1, 0.3, 0.3]
+    assert [(run.lr, run.weight_decay) for run in classroom.runs] == [(0.1, 0.01), (0.3, 0.0)]
+    assert smoke.question == "Is it small?"
+    assert smoke.record.evaluate_every == 5
+
+
+def test_overrides_replace_declared_values_of_any_kind(project):
+    changed = plan("small", "smoke", {"lr": ["1e-3"], "steps": 7, "every": 2, "init_seed": 5})
+    assert [(run.lr, run.init_seed, run.data_seed) for run in changed.runs] == [(1e-3, 5, 0)]
+    assert (changed.setup.steps, changed.record.every) == (7, 2)
+    assert plan("small", "smoke", {"seed": [4]}).runs[0].data_seed == 4
+    assert plan("small", overrides={"lr": 0.2}).runs[0].lr == 0.2
+
+
+def test_overridden_results_have_a_place_of_their_own(project):
+    assert plan("small", "smoke").path.name == "smoke.nc"
+    changed = plan("small", "smoke", {"steps": 7}).path
+    assert changed != plan("small", "smoke", {"steps": 8}).path
+    assert changed == plan("small", "smoke", {"steps": "7"}).path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("smal",), ["unknown experiment 'smal'", "small", "Did you mean"]),
+        (("small", "paper"), ["`profile`", "'smoke', 'classroom'", "'paper'"]),
+        (("small", "smoke", {"lrs": 1}), ["unknown parameter 'lrs'", "weight_decay"]),
+        (("small", "smoke", {"lr": []}), ["empty", "`lr`"]),
+        (("small", "smoke", {"lr": "fast"}), ["`lr`", "'fast'"]),
+    ],
+)
+def test_bad_requests_are_refused_before_anything_is_computed(project, arguments, words):
+    with pytest.raises(ConfigError) as caught:
+        run_experiment(*arguments[:2], overrides=dict(*arguments[2:]))
+    assert all(word in str(caught.value) for word in words)
+    assert not (project / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("small:\n  setup: {width: 8\n  grid: 3\n", ["line 3"]),
+        ("a:\n  profiles: {}\nb: 2\na: 3\n", ["line 4", "'a' is given twice"]),
+        ("- just\n- a list\n", ["line 1", "mapping"]),
+        ("small: {setup: {}}\n", ["'small'", "`profiles`"]),
+        ("small: {profile: {}, profiles: {}}\n", ["unknown key", "'profile'", "profiles"]),
+        ("small: {profiles: {huge: {}}}\n", ["unknown profile", "'huge'", "smoke"]),
+        ("small: {profiles: {smoke: {step: 3}}}\n", ["unknown key", "'step'"]),
+        ("small: {profiles: {smoke: {setup: {widht: 3}}}}\n", ["'widht'", "Did you mean 'width'"]),
+    ],
+)
+def test_an_unreadable_declaration_says_where(project, text, words):
+    declare(project, text)
+    with pytest.raises(ConfigError) as caught:
+        plan("small", "smoke")
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+
+
+def test_a_missing_declaration_is_one_line(project):
+    (project / "book" / "experiments.yml").unlink()
+    with pytest.raises(ConfigError, match="cannot read"):
+        plan("small")
+
+
+def test_a_result_is_made_once_and_then_loaded(project):
+    assert state(plan("small", "smoke")) == ("not made", None)
+    first = run_experiment("small", "smoke", progress=False)
+    assert state(plan("small", "smoke"))[0] == "ready"
+    second = run_experiment("small", "smoke", progress=False)
+    assert second.identical(first)  # the time of making too: it was not made again
+    forced = run_experiment("small", "smoke", force=True, progress=False)
+    assert forced.attrs["created"] >= first.attrs["created"]
+    assert (forced.train_loss.values == first.train_loss.values).all()
+
+
+def test_a_result_of_other_code_or_settings_is_made_again(project, monkeypatch, capsys):
+    first = run_experiment("small", "smoke", progress=False)
+    monkeypatch.setattr(experiments, "code_digest", lambda: "changed")
+    assert state(plan("small", "smoke"))[0] == "out of date"
+    again = run_experiment("small", "smoke", progress=False)
+    assert again.attrs["code"] == "changed" != first.attrs["code"]
+    assert "training code has changed" in capsys.readouterr().err
+    declare(project, FILE.replace("steps: 1e1", "steps: 12"))
+    assert run_experiment("small", "smoke", progress=False).sizes["step"] == 12
+    assert "other settings" in capsys.readouterr().err
+
+
+def test_a_damaged_result_is_set_aside_and_made_again(project, capsys):
+    first = run_experiment("small", "smoke", progress=False)
+    path = plan("small", "smoke").path
+    path.write_bytes(path.read_bytes()[:1000])
+    assert state(plan("small", "smoke"))[0] == "damaged"
+    again = run_experiment("small", "smoke", progress=False)
+    assert (again.train_loss.values == first.train_loss.values).all()
+    assert "Set aside as smoke.nc.damaged-" in capsys.readouterr().err
+    assert len(list(path.parent.glob("*.damaged-*"))) == 1
+    assert results.load(path).identical(again)
+
+
+def test_the_code_digest_ignores_comments_and_sees_code(tmp_path):
+    source = 'def f(x):\n    """Double."""\n    return 2 * x  # twice\n'
+    better = '"""A module."""\n\n\ndef f(x):\n    """Return twice x."""\n    return 2 * x\n'
+    assert experiments.bare_source(source) == experiments.bare_source(better)
+    assert experiments.bare_source(source) != experiments.bare_source(source.replace("2 *", "3 *"))
+    assert experiments.bare_source("x = '#'  # c") == "x = '#'"
+    assert len(code_digest()) == 64

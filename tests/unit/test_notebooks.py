@@ -1,0 +1,133 @@
+import json
+import textwrap
+
+import pytest
+
+from periodic_lib import claims, notebooks
+from periodic_lib.config import ConfigError
+from periodic_lib.notebooks import ChapterError
+
+EXPERIMENTS = """
+tiny:
+  chapter: 01_one
+  setup: {width: 8, depth: 1, steps: 10}
+  grid: {lr: 0.1, weight_decay: 0}
+  profiles: {smoke: {}}
+"""
+CLAIMS = """
+runs:
+  chapter: 01_one
+  statement: It runs.
+  source: us
+  paper_value: yes
+  rule: it did
+"""
+BODY = """
+    from periodic_lib import Chapter, run_experiment
+    chapter = Chapter("01_one", profile)
+    data = run_experiment("tiny", profile, overrides=overrides)
+    chapter.publish(last=float(data.train_loss[0, -1]))
+    chapter.check("runs", {"run 0": True}, "ran")
+"""
+
+
+def cell(text, *tags, kind="code"):
+    return {"cell_type": kind, "metadata": {"tags": list(tags)}, "source": textwrap.dedent(text).strip()}
+
+
+def chapter(path, *bodies, parameters='profile = "classroom"\noverrides = {}'):
+    cells = [cell("# One", kind="markdown"), cell(parameters, "parameters"), *map(cell, bodies)]
+    notebooks.write({"cells": cells}, path)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    book = tmp_path / "book"
+    book.mkdir()
+    (book / "experiments.yml").write_text(EXPERIMENTS)
+    (book / "claims.yml").write_text(CLAIMS)
+    chapter(book / "01_one.ipynb", BODY)
+    chapter(book / "02_two.ipynb", "print(6 * 7)")
+    monkeypatch.setenv("PERIODIC_ROOT", str(tmp_path))
+    return tmp_path
+
+
+def test_only_what_is_out_of_date_runs(project, monkeypatch):
+    assert notebooks.execute(profile="smoke") == ["01_one", "02_two"]
+    assert notebooks.execute(profile="smoke") == []
+    records = claims.read_records(project / "build" / "smoke" / "records")
+    assert records["01_one"]["claims"]["runs"]["verdict"] == "not tested"
+    chapter(project / "book" / "02_two.ipynb", "print(6 * 9)")
+    assert notebooks.execute(profile="smoke") == ["02_two"]
+    (project / "book" / "01_one.ipynb").touch()
+    assert notebooks.execute(profile="smoke") == ["01_one"]
+    (project / "book" / "experiments.yml").write_text(EXPERIMENTS.replace("steps: 10", "steps: 12"))
+    assert notebooks.execute(profile="smoke") == ["01_one"]
+    (project / "book" / "claims.yml").write_text(CLAIMS.replace("It runs.", "It ran."))
+    assert notebooks.execute(profile="smoke") == ["01_one"]
+    monkeypatch.setattr(notebooks.experiments, "code_digest", lambda *_: "library changed")
+    assert not notebooks.is_current("02_two", "smoke")
+    source = json.loads((project / "book" / "01_one.ipynb").read_text())
+    assert all(not c.get("outputs") for c in source["cells"])  # the source stays as it is
+
+
+def test_a_failing_chapter_is_named_kept_and_stops_no_other(project):
+    chapter(project / "book" / "01_one.ipynb", "1 / 0")
+    with pytest.raises(ChapterError, match=r"01_one: failed[\s\S]*ZeroDivisionError"):
+        notebooks.execute(profile="smoke")
+    folder = project / "build" / "smoke" / "chapters"
+    assert {path.name for path in folder.iterdir()} == {"01_one.failed.ipynb", "02_two.ipynb"}
+    assert not notebooks.is_current("01_one", "smoke")
+
+
+def test_a_dead_kernel_is_reported_as_such(project):
+    chapter(project / "book" / "02_two.ipynb", "import os; os._exit(9)")
+    with pytest.raises(ChapterError, match="02_two: the kernel died"):
+        notebooks.execute(["02_two"], "smoke")
+
+
+def test_unknown_chapters_and_parameters_are_refused_before_starting(project):
+    with pytest.raises(ConfigError, match=r"unknown chapter '01_on'.*Did you mean '01_one'"):
+        notebooks.execute(["01_on"], "smoke")
+    chapter(project / "book" / "02_two.ipynb", "1", parameters='profil = "classroom"\noverrides = {}')
+    with pytest.raises(ConfigError, match=r"unknown parameter of 02_two\.ipynb 'profile'"):
+        notebooks.execute(["02_two"], "smoke")
+
+
+def test_a_chapter_needs_exactly_one_parameters_cell(tmp_path):
+    notebooks.write({"cells": [cell("a = 1")]}, tmp_path / "x.ipynb")
+    with pytest.raises(ConfigError, match=r"exactly one cell tagged `parameters`; it has 0"):
+        notebooks.check_parameters(tmp_path / "x.ipynb", ["a"])
+
+
+def test_an_error_in_an_output_is_not_rendered():
+    failed = {"output_type": "error", "ename": "ValueError", "evalue": "no", "traceback": []}
+    with pytest.raises(ChapterError, match="ValueError: no"):
+        notebooks.rendered({"cells": [cell("x") | {"outputs": [failed]}], "metadata": {}})
+
+
+def test_rendering_moves_text_alternatives_and_drops_noise():
+    picture = {"output_type": "display_data", "data": {"image/png": ""}, "metadata": {"image/png": {"alt": "A line."}}}
+    noise = {"output_type": "stream", "name": "stderr", "text": "progress"}
+    injected = cell("profile = 'smoke'", "injected-parameters")
+    executed = {"cells": [cell("x") | {"outputs": [picture, noise]}, injected], "metadata": {"papermill": {}}}
+    shown = json.loads(notebooks.rendered(executed))
+    assert shown["cells"][0]["metadata"]["mystnb"]["image"]["alt"] == "A line."
+    assert len(shown["cells"][0]["outputs"]) == 1
+    assert "remove-cell" in shown["cells"][1]["metadata"]["tags"]
+    assert "papermill" not in shown["metadata"]
+
+
+def test_the_normal_form_is_stable(tmp_path):
+    dirty = {
+        "cells": [cell("x = 1\n\n") | {"outputs": [1], "execution_count": 7, "id": "random"}],
+        "metadata": {"x": 1},
+    }
+    notebooks.write(dirty, tmp_path / "a.ipynb")
+    clean = notebooks.read(tmp_path / "a.ipynb")
+    assert notebooks.normalize(clean) == clean
+    assert (clean["cells"][0]["id"], clean["cells"][0]["outputs"]) == ("cell-01", [])
+
+
+def test_mathjax_comes_from_its_package():
+    assert len(notebooks._mathjax()) > 2_000_000

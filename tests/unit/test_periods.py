@@ -1,0 +1,135 @@
+import numpy as np
+import pytest
+import xarray as xr
+
+from periodic_lib import periods
+from periodic_lib.config import ConfigError
+from periodic_lib.periods import classify_regime, find_destabilizations, find_periods
+
+T = np.arange(2000)
+
+
+def sawtooth(period, length=2000, start=0, rate=0.002):
+    """Norm that decays by exp(-rate) a step and is kicked back every `period` steps; kicks begin at the minimum."""
+    return np.exp(-rate * ((np.arange(length) - start) % period))
+
+
+@pytest.mark.parametrize("period", [60, 200, 333])
+def test_periods_of_a_sawtooth_are_recovered(period):
+    found = find_periods(sawtooth(period))
+    assert (found["length"] == period).all()
+    assert len(found) == (len(T) - 1) // period - 1
+    assert found.start[0] == period - 1
+
+
+def test_periods_of_varying_length_are_recovered():
+    lengths = [150, 400, 90, 700, 310]
+    norm = np.concatenate([np.exp(-0.002 * np.arange(n)) for n in lengths])
+    assert find_periods(norm)["length"].tolist() == lengths[1:-1]
+
+
+def test_slow_kicks_are_dated_at_the_minimum():
+    rise = np.linspace(np.exp(-0.4), 1, 30)
+    norm = np.concatenate([np.exp(-0.002 * np.arange(200)), rise, np.exp(-0.002 * np.arange(200)), rise])
+    found = find_destabilizations(norm)
+    assert found.start.tolist() == [200, 430]
+    assert found.end.tolist() == [229, 459]
+    assert found.norm_after.tolist() == pytest.approx([1, 1])
+
+
+@pytest.mark.parametrize("sigma", [1e-4, 1e-2, 0.3])
+def test_noise_alone_has_none(sigma):
+    noise = np.random.default_rng(0).normal(0, sigma, 20_000)
+    assert find_destabilizations(np.exp(noise)).empty
+
+
+def test_a_sawtooth_is_found_in_noise():
+    noise = np.random.default_rng(1).normal(0, 0.005, 2000)
+    found = find_periods(sawtooth(250) * np.exp(noise))
+    assert len(found) == 6
+    assert np.abs(found["length"] - 250).max() <= 30  # the minimum is blurred by noise over about sigma / rate steps
+
+
+def test_one_jump_is_one_destabilization_and_no_period():
+    norm = np.concatenate([np.exp(-0.002 * np.arange(500)), np.exp(-0.002 * np.arange(500))])
+    assert len(find_destabilizations(norm)) == 1
+    assert find_periods(norm).empty
+
+
+def test_decay_alone_growth_alone_and_a_constant_have_none():
+    for norm in (np.exp(-0.002 * T), np.exp(0.002 * T), np.ones(2000)):
+        assert find_destabilizations(norm).empty
+
+
+def test_a_rise_at_the_start_is_no_destabilization():
+    norm = np.concatenate([np.linspace(1, 5, 50), 5 * np.exp(-0.002 * np.arange(500))])
+    assert find_destabilizations(norm).empty
+
+
+def test_the_loss_must_leave_its_low_level():
+    norm, low = sawtooth(200), np.full(2000, 1e-3)
+    spikes = low.copy()
+    spikes[199::200] = 0.5
+    assert find_destabilizations(norm, low).empty
+    assert len(find_destabilizations(norm, spikes)) == 9
+    assert find_periods(norm, spikes).min_loss.tolist() == pytest.approx([1e-3] * 8)
+
+
+def test_steps_may_be_epochs():
+    found = find_periods(sawtooth(200)[::10], steps=np.arange(0, 2000, 10))
+    assert (found["length"] == 200).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ((np.array([1.0, -1.0]),), "not positive"),
+        ((np.array([1.0, np.nan]),), "not positive"),
+        ((np.ones((2, 3)),), "one axis"),
+        ((np.ones(5), np.ones(4)), "`train_loss` must have the shape"),
+        ((np.ones(5), None, np.ones(4)), "`steps` must have the shape"),
+    ],
+)
+def test_bad_input_is_refused(arguments, word):
+    with pytest.raises(ConfigError, match=word):
+        find_destabilizations(*arguments)
+
+
+# ---------------------------------------------------------------- regimes
+
+
+def run(norm, loss, ratio, lr=0.1, weight_decay=1e-2):
+    """One synthetic run: norm, loss and angular update in units of the equilibrium angle."""
+    angle = np.arctan(ratio * np.tan(np.arccos(1 - lr * weight_decay)))
+    columns = {"weight_norm": norm, "train_loss": loss, "angular_update": angle}
+    variables = {name: (("run", "step"), np.broadcast_to(v, 2000)[None]) for name, v in columns.items()}
+    return xr.Dataset(variables, {"lr": ("run", [lr]), "weight_decay": ("run", [weight_decay]), "run": [0], "step": T})
+
+
+RNG = np.random.default_rng(0)
+SPIKES = np.where(T % 200 == 199, 2.0, 1e-3)
+RUNS = {
+    "convergence": run(np.exp(-0.001 * T), 1e-3 + np.exp(-T / 50), 0.01),
+    "periodic": run(sawtooth(200), SPIKES, np.where(T % 200 == 199, 14.0, 0.05)),
+    "equilibrium": run(np.exp(RNG.normal(0, 0.02, 2000)), 0.5, RNG.uniform(0.6, 1.3, 2000)),
+    "divergence": run(1.0, np.where(T > 1500, np.nan, 1e-3), 0.01),
+}
+
+
+@pytest.mark.parametrize("regime", RUNS)
+def test_regime_of_a_synthetic_run(regime):
+    assert classify_regime(RUNS[regime]).item() == regime
+
+
+def test_guessing_is_divergence_and_no_decay_is_convergence():
+    assert classify_regime(run(1.0, 2.4, 0.9)).item() == "divergence"
+    assert classify_regime(run(1 + T / 1e5, 1e-3, 0.0, weight_decay=0.0)).item() == "convergence"
+
+
+def test_a_data_set_is_judged_run_by_run():
+    data = xr.concat([RUNS[name].assign_coords(run=[i]) for i, name in enumerate(RUNS)], "run")
+    assert classify_regime(data).values.tolist() == list(RUNS)
+    finite = data.isel(run=[0, 1, 2])
+    assert find_destabilizations(finite)["run"].unique().tolist() == [1]
+    assert len(find_periods(finite)) == 8
+    assert periods.balance_ratio(data).dims == ("run", "step")
