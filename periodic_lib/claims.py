@@ -192,7 +192,6 @@ A verdict follows from its rule alone: *holds* if every seed (or run) meets the 
 ```{{list-table}}
 :header-rows: 1
 :widths: 42 22 24 12
-:class: full-width
 {rows}
 ```
 """

@@ -23,7 +23,11 @@ def record(env, chapter):
     """Return what a chapter said, or None; the page that asks is read again when the record changes."""
     path = Path(os.environ["PERIODIC_RECORDS"]) / f"{chapter}.json"
     env.note_dependency(str(path))
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return (
+        json.loads(path.read_text(encoding="utf-8"))
+        if path.exists()
+        else None
+    )
 
 
 class ResultRole(SphinxRole):
@@ -72,15 +76,27 @@ class ChapterFigure(SphinxDirective):
         holder = nodes.Element()
         self.state.nested_parse(self.content, self.content_offset, holder)
         texts = [
-            child for paragraph in holder.children for child in paragraph.children
+            child
+            for paragraph in holder.children
+            for child in paragraph.children
         ]
         if texts:
             figure += nodes.caption("", "", *texts)
         return [figure]
 
 
+def without_thebe(app, pagename, templatename, context, doctree):
+    """Drop the scripts of sphinx-thebe, which Jupyter Book adds even when it is off: they name a CDN, twice."""
+    context["script_files"] = [
+        script
+        for script in context.get("script_files", [])
+        if "thebe" not in f"{script.filename} {script.attributes.get('body')}".lower()
+    ]
+
+
 def setup(app):
     """Register the role and the directive."""
+    app.connect("html-page-context", without_thebe, priority=999)
     app.add_role("result", ResultRole())
     app.add_directive("chapter-figure", ChapterFigure)
     return {

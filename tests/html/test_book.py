@@ -30,6 +30,7 @@ def test_nothing_is_loaded_from_elsewhere(page):
         for element in soup(page).find_all(tag):
             address = element.get(attribute, "")
             assert not address.startswith(("http:", "https:", "//")), address
+    assert not any("http" in script.get_text() for script in soup(page).find_all("script"))
 
 
 @pytest.mark.parametrize("page", CONTENT, ids=lambda page: page.stem)

@@ -1,5 +1,7 @@
 import json
+import re
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -131,3 +133,48 @@ def test_the_normal_form_is_stable(tmp_path):
 
 def test_mathjax_comes_from_its_package():
     assert len(notebooks._mathjax()) > 2_000_000
+
+
+# ---------------------------------------------------------------- the rendered book
+
+
+@pytest.fixture
+def book(project):
+    """The project with what Jupyter Book needs: configuration, extension, pages."""
+    import shutil
+
+    ours = Path(__file__).parents[2] / "book"
+    for name in ("_config.yml", "references.bib"):
+        shutil.copy(ours / name, project / "book")
+    shutil.copytree(ours / "_ext", project / "book" / "_ext", ignore=shutil.ignore_patterns("__pycache__"))
+    toc = (
+        "format: jb-book\nroot: intro\nparts:\n- chapters:\n  - file: 01_one\n  - file: 02_two\n  - file: scorecard\n"
+    )
+    (project / "book" / "_toc.yml").write_text(toc)
+    (project / "book" / "intro.md").write_text("# Book\n\nThe loss is {result}`01_one.last:.3f`, $x^2$.\n")
+    return project
+
+
+def test_a_book_is_built_with_its_numbers_and_again_only_where_it_changed(book):
+    page = notebooks.build_book("smoke")
+    last = claims.read_records(book / "build" / "smoke" / "records")["01_one"]["numbers"]["last"]
+    assert f'The loss is <span class="result">{last:.3f}</span>' in (page.parent / "intro.html").read_text()
+    assert "It runs." in (page.parent / "scorecard.html").read_text()
+    before = {path: path.stat().st_mtime_ns for path in (book / "build" / "smoke" / "source").rglob("*.*")}
+    notebooks.build_book("smoke")
+    assert before == {path: path.stat().st_mtime_ns for path in (book / "build" / "smoke" / "source").rglob("*.*")}
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("# Book\n\n{result}`01_one.nothing`\n", "no chapter published the result '01_one.nothing'"),
+        ("# Book\n\n```{chapter-figure} 01_one/nothing\n```\n", "shows no figure 'nothing'"),
+        ("# Book\n\n[gone](nowhere.md)\n", "nowhere.md"),
+    ],
+)
+def test_a_book_with_a_warning_is_not_built_even_the_second_time(book, text, word):
+    (book / "book" / "intro.md").write_text(text)
+    for _ in range(2):
+        with pytest.raises(ChapterError, match=re.escape(word)):
+            notebooks.build_book("smoke")
