@@ -90,7 +90,8 @@ def without_thebe(app, pagename, templatename, context, doctree):
     context["script_files"] = [
         script
         for script in context.get("script_files", [])
-        if "thebe" not in f"{script.filename} {script.attributes.get('body')}".lower()
+        if "thebe"
+        not in f"{script.filename} {script.attributes.get('body')}".lower()
     ]
 
 
