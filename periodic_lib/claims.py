@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import statistics
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -147,6 +148,19 @@ class Chapter:
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(self._content, indent=1), encoding="utf-8")
         os.replace(partial, path)
+
+
+def spread(values: Iterable[float], form: str = ".2g") -> str:
+    """Return "median (lowest to highest)" of values over seeds; "-" if one of them is missing.
+
+    >>> spread([3, 1, 2]), spread([1, float("nan")])
+    ('2 (1 to 3)', '-')
+    """
+    ordered = sorted(map(float, values))
+    if any(value != value for value in ordered) or not ordered:
+        return "-"
+    middle = statistics.median(ordered)
+    return f"{middle:{form}} ({ordered[0]:{form}} to {ordered[-1]:{form}})"
 
 
 def read_records(folder: Path) -> dict[str, dict]:
