@@ -77,17 +77,22 @@ def test_interrupting_training_leaves_nothing_and_the_next_call_starts_cleanly(t
     progress = tmp_path / "progress"
     environment = {**os.environ, "PERIODIC_PROGRESS": str(progress)}
     command = [sys.executable, "-m", "periodic_lib", "run", "periodic_behavior", "--set", "steps=1000000"]
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-    try:
+
+    def heed_interrupts():  # a shell that started this in the background may have told it to ignore them
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    options = {"cwd": ROOT, "env": environment, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, preexec_fn=heed_interrupts, **options) as process:
         deadline = time.monotonic() + 120
         while not (progress.exists() and "step/s" in progress.read_text()):
             assert process.poll() is None, process.stderr.read()
             assert time.monotonic() < deadline
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
+        try:
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert "interrupted" in err
     assert "Traceback" not in err
