@@ -9,14 +9,18 @@ from __future__ import annotations
 import difflib
 import itertools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-DATASETS = ("digits",)
-NETWORKS = ("mlp",)
-OPTIMIZERS = ("sgd",)
+DATASETS = ("digits", "cifar10", "cifar100", "fashion_mnist")
+NETWORKS = ("mlp", "convnet", "resnet18", "transformer")
+OPTIMIZERS = ("sgd", "nesterov", "adam", "adamw")
+SCHEDULES = ("constant", "step", "linear", "cosine", "constant_elr")
+NORMALIZATIONS = ("layernorm", "rmsnorm")
+SCOPES = ("total", "layer")
 DTYPES = ("float32", "float64")
+MATMULS = ("full", "tf32", "bfloat16")
 UNITS = ("step", "epoch")
 
 
@@ -72,6 +76,11 @@ def integer(name: str, value: object, meaning: str, low: int) -> int:
     return int(result)
 
 
+def optional(check: Callable, name: str, value: object, *arguments: object, **options: object) -> object:
+    """Return None if `value` is None, else what `check` makes of it."""
+    return None if value is None else check(name, value, *arguments, **options)
+
+
 # ---------------------------------------------------------------- the three small objects
 
 
@@ -94,24 +103,35 @@ class _Checked:
 
 @dataclass(frozen=True)
 class Setup(_Checked):
-    """What all runs of a stack share: data, network, batch size, number of steps, arithmetic.
+    """What all runs of a stack share: data, network, batch size, number of steps, optimizer, arithmetic.
 
     Parameters
     ----------
-    dataset : "digits" (scikit-learn's 1,797 pictures of 8 x 8 pixels, 1,437 for training, 360 for testing).
-    network : "mlp": `depth` hidden layers, each linear without bias, batch normalization without affine
-        parameters, ReLU; then a last linear layer with bias.
-    width : units of a hidden layer.
-    depth : hidden layers; None means the network's usual depth (mlp: 3).
+    dataset : "digits" (scikit-learn's 1,797 pictures of 8 x 8 pixels, 1,437 for training, 360 for testing),
+        "cifar10", "cifar100", "fashion_mnist" (through torchvision), or the path of your own `.npz` file
+        (`periodic_lib.datasets` says what it must hold).
+    network : "mlp", "convnet", "resnet18" or "transformer" (`periodic_lib.networks`).
+    width : units of a hidden layer, channels of the first block, or size of a token.
+    depth : hidden layers, blocks; None means the network's usual depth (mlp 3, convnet 4, transformer 4).
     batch_size : examples per step; None means the full training set (gradient descent).
     drop_last : leave out the last batch of an epoch when it is shorter than `batch_size` (every epoch draws a new
         order, so no example is left out for good). False keeps it, as `torch.utils.data.DataLoader` does.
+    augment : shift pictures by up to 4 pixels (zero padding) and flip them, on the device, for each run by its seed.
+    train_size : use a class-balanced subset of that many training examples; None: all of them.
+    label_noise : fraction of training labels replaced by a different, random class.
+    sample_seed : seed of the subset and of the label noise.
     steps : parameter updates.
-    last_layer_norm : Frobenius norm to which the last layer's random weights are scaled before they are frozen
-        (10 in the paper); None keeps PyTorch's default initialization. Its bias keeps the default either way.
-    bn_eps : epsilon of batch normalization, added to the batch variance.
-    optimizer : "sgd" (coupled weight decay, momentum per run).
+    train_others : train the parameters that are not scale-invariant, too: the scale and shift of the normalizations
+        and the last layer. False: they have no scale and shift, and the last layer stays as it was drawn.
+    last_layer_norm : Frobenius norm to which the last layer's random weights are scaled (10 in the paper); None keeps
+        PyTorch's default initialization. Its bias keeps the default either way.
+    fixed_norm : project the scale-invariant weights to this norm after every step (and at the start); None: free.
+    fixed_norm_scope : "total": all of them together; "layer": every layer by itself has this norm.
+    normalization : "layernorm" or "rmsnorm", of the transformer.
+    bn_eps : epsilon of the normalizations, added to the variance.
+    optimizer : "sgd" (momentum per run), "nesterov", "adam" (both with coupled weight decay), "adamw" (decoupled).
     dtype : "float32" or "float64".
+    matmul : "full"; "tf32" or "bfloat16" let matrix products and convolutions round more, for speed on a GPU.
 
     Raises
     ------
@@ -121,7 +141,7 @@ class Setup(_Checked):
     2000
     >>> Setup(dataset="mnist")
     Traceback (most recent call last):
-    periodic_lib.config.ConfigError: `dataset` must be one of 'digits'; got 'mnist'.
+    periodic_lib.config.ConfigError: `dataset` must be one of 'digits', ...; got 'mnist'.
     """
 
     dataset: str = "digits"
@@ -130,33 +150,80 @@ class Setup(_Checked):
     depth: int | None = None
     batch_size: int | None = 128
     drop_last: bool = False
+    augment: bool = False
+    train_size: int | None = None
+    label_noise: float = 0.0
+    sample_seed: int = 0
     steps: int = 20_000
+    train_others: bool = False
     last_layer_norm: float | None = 10.0
+    fixed_norm: float | None = None
+    fixed_norm_scope: str = "total"
+    normalization: str = "layernorm"
     bn_eps: float = 1e-5
     optimizer: str = "sgd"
     dtype: str = "float32"
+    matmul: str = "full"
 
     def _check(self) -> dict:
-        whole = "a whole number of at least 1"
-        return {
-            "dataset": one_of("dataset", self.dataset, DATASETS),
+        whole, inf = "a whole number of at least 1", float("inf")
+        positive = "a positive number, or None"
+        checked = {
+            "dataset": _dataset(self.dataset),
             "network": one_of("network", self.network, NETWORKS),
             "width": integer("width", self.width, whole, low=1),
-            "depth": None if self.depth is None else integer("depth", self.depth, whole + ", or None", low=1),
-            "batch_size": None
-            if self.batch_size is None
-            else integer("batch_size", self.batch_size, "a whole number of at least 2, or None (full batch)", low=2),
-            "drop_last": flag("drop_last", self.drop_last),
-            "steps": integer("steps", self.steps, whole, low=1),
-            "last_layer_norm": None
-            if self.last_layer_norm is None
-            else number(
-                "last_layer_norm", self.last_layer_norm, "a positive number, or None", 0, float("inf"), low_open=True
+            "depth": optional(integer, "depth", self.depth, whole + ", or None", low=1),
+            "batch_size": optional(
+                integer, "batch_size", self.batch_size, "a whole number of at least 2, or None (full batch)", low=2
             ),
-            "bn_eps": number("bn_eps", self.bn_eps, "a number from 0", 0, float("inf")),
+            "drop_last": flag("drop_last", self.drop_last),
+            "augment": flag("augment", self.augment),
+            "train_size": optional(integer, "train_size", self.train_size, whole + ", or None (all)", low=1),
+            "label_noise": number("label_noise", self.label_noise, "a fraction from 0 to below 1", 0, 1),
+            "sample_seed": integer("sample_seed", self.sample_seed, "a whole number from 0", low=0),
+            "steps": integer("steps", self.steps, whole, low=1),
+            "train_others": flag("train_others", self.train_others),
+            "last_layer_norm": optional(
+                number, "last_layer_norm", self.last_layer_norm, positive, 0, inf, low_open=True
+            ),
+            "fixed_norm": optional(number, "fixed_norm", self.fixed_norm, positive, 0, inf, low_open=True),
+            "fixed_norm_scope": one_of("fixed_norm_scope", self.fixed_norm_scope, SCOPES),
+            "normalization": one_of("normalization", self.normalization, NORMALIZATIONS),
+            "bn_eps": number("bn_eps", self.bn_eps, "a number from 0", 0, inf),
             "optimizer": one_of("optimizer", self.optimizer, OPTIMIZERS),
             "dtype": one_of("dtype", self.dtype, DTYPES),
+            "matmul": one_of("matmul", self.matmul, MATMULS),
         }
+        _check_depth(checked["network"], checked["depth"])
+        if checked["network"] == "transformer" and (checked["width"] % HEADS or checked["width"] < 4 * HEADS):
+            raise ConfigError(
+                f"`width` of a transformer must be a multiple of its {HEADS} heads, at least {4 * HEADS}; "
+                f"got {self.width!r}."
+            )
+        return checked
+
+
+HEADS = 4  # of the transformer
+DEPTHS = {"mlp": (1, 64), "convnet": (1, 5), "transformer": (1, 64)}
+
+
+def _dataset(value: object) -> str:
+    if isinstance(value, str | Path) and str(value).endswith(".npz"):
+        return str(value)
+    try:
+        return one_of("dataset", value, DATASETS)
+    except ConfigError as error:
+        raise ConfigError(f"{str(error).split(';')[0]}, or the path of a .npz file; got {value!r}.") from None
+
+
+def _check_depth(network: str, depth: int | None) -> None:
+    if depth is None:
+        return
+    if network not in DEPTHS:
+        raise ConfigError(f"`depth` of {network!r} is fixed and must be None; got {depth}.")
+    low, high = DEPTHS[network]
+    if not low <= depth <= high:
+        raise ConfigError(f"`depth` of {network!r} must be from {low} to {high}; got {depth}.")
 
 
 @dataclass(frozen=True)
@@ -166,10 +233,18 @@ class Run(_Checked):
     Parameters
     ----------
     lr : learning rate eta, > 0.
-    weight_decay : coupled weight decay lambda, >= 0, with lr * weight_decay < 1: the step is
-        w <- (1 - lr * weight_decay) w - lr * gradient.
-    momentum : in [0, 1), as `torch.optim.SGD` (no dampening, no Nesterov).
-    init_seed, data_seed : seeds of the initial weights and of the order of the batches.
+    weight_decay : weight decay lambda, >= 0, with lr * weight_decay < 1. Coupled: the step of SGD is
+        w <- (1 - lr * weight_decay) w - lr * gradient; AdamW's is decoupled.
+    momentum : in [0, 1), of SGD, as `torch.optim.SGD` (no dampening).
+    beta1, beta2, adam_eps : of Adam and AdamW, as `torch.optim.Adam`.
+    others_lr : learning rate of the parameters that are not scale-invariant, if they are trained; None: `lr`.
+    schedule : factor on the learning rates over the steps t of T:
+        "constant"; "step": divided by `decay_factor` after each quarter; "linear": constant for a quarter, then in a
+        straight line to 1 / `decay_factor`; "cosine": half a cosine to zero; "constant_elr": proportional to the
+        squared norm of the scale-invariant weights, so that the effective learning rate keeps its first value.
+    warmup : steps over which the learning rates grow in a straight line to their value; 0: none.
+    decay_factor : of "step" and "linear", >= 1.
+    init_seed, data_seed : seeds of the initial weights and of the order and augmentation of the batches.
     init_scale : factor on the initial scale-invariant weights, > 0.
 
     >>> Run(lr="1e-1", weight_decay=1e-3).lr
@@ -179,19 +254,34 @@ class Run(_Checked):
     lr: float
     weight_decay: float
     momentum: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    adam_eps: float = 1e-8
+    others_lr: float | None = None
+    schedule: str = "constant"
+    warmup: int = 0
+    decay_factor: float = 10.0
     init_seed: int = 0
     data_seed: int = 0
     init_scale: float = 1.0
 
     def _check(self) -> dict:
-        seed = "a whole number from 0"
+        seed, inf, below_one = "a whole number from 0", float("inf"), "a number from 0 to below 1"
+        rate = "a positive number, for example 0.03"
         checked = {
-            "lr": number("lr", self.lr, "a positive number, for example 0.03", 0, float("inf"), low_open=True),
-            "weight_decay": number("weight_decay", self.weight_decay, "a number from 0", 0, float("inf")),
-            "momentum": number("momentum", self.momentum, "a number from 0 to below 1", 0, 1),
+            "lr": number("lr", self.lr, rate, 0, inf, low_open=True),
+            "weight_decay": number("weight_decay", self.weight_decay, "a number from 0", 0, inf),
+            "momentum": number("momentum", self.momentum, below_one, 0, 1),
+            "beta1": number("beta1", self.beta1, below_one, 0, 1),
+            "beta2": number("beta2", self.beta2, below_one, 0, 1),
+            "adam_eps": number("adam_eps", self.adam_eps, "a number from 0", 0, inf),
+            "others_lr": optional(number, "others_lr", self.others_lr, "a number from 0, or None (lr)", 0, inf),
+            "schedule": one_of("schedule", self.schedule, SCHEDULES),
+            "warmup": integer("warmup", self.warmup, seed, low=0),
+            "decay_factor": number("decay_factor", self.decay_factor, "a number from 1", 1, inf),
             "init_seed": integer("init_seed", self.init_seed, seed, low=0),
             "data_seed": integer("data_seed", self.data_seed, seed, low=0),
-            "init_scale": number("init_scale", self.init_scale, "a positive number", 0, float("inf"), low_open=True),
+            "init_scale": number("init_scale", self.init_scale, "a positive number", 0, inf, low_open=True),
         }
         product = checked["lr"] * checked["weight_decay"]
         if product >= 1:
@@ -210,8 +300,11 @@ class Record(_Checked):
     ----------
     every : the per-step metrics are kept at steps 0, every, 2 every, ... (in `unit`s).
     unit : "step", or "epoch" (one pass over the training set).
+    layers, neurons : keep weight norm, gradient norm and angular update of every scale-invariant layer, or of every
+        neuron (filter), too.
     evaluate_every : the full training set and the test set are evaluated this often (in `unit`s), and at the end;
         None: never.
+    curvature_every : the spherical sharpness is measured this often (in `unit`s), and at the end; None: never.
 
     >>> Record(every=5).every
     5
@@ -219,16 +312,21 @@ class Record(_Checked):
 
     every: int = 1
     unit: str = "step"
+    layers: bool = False
+    neurons: bool = False
     evaluate_every: int | None = 100
+    curvature_every: int | None = None
 
     def _check(self) -> dict:
         whole = "a whole number of at least 1"
+        orever = whole + ", or None (never)"
         return {
             "every": integer("every", self.every, whole, low=1),
             "unit": one_of("unit", self.unit, UNITS),
-            "evaluate_every": None
-            if self.evaluate_every is None
-            else integer("evaluate_every", self.evaluate_every, whole + ", or None", low=1),
+            "layers": flag("layers", self.layers),
+            "neurons": flag("neurons", self.neurons),
+            "evaluate_every": optional(integer, "evaluate_every", self.evaluate_every, orever, low=1),
+            "curvature_every": optional(integer, "curvature_every", self.curvature_every, orever, low=1),
         }
 
 

@@ -6,24 +6,22 @@ if it is present and *true*: made with the same settings by the same code. Other
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
 
+from periodic_lib import results
 from periodic_lib.config import SEED, ConfigError, Record, Run, Setup, grid, known_names, one_of, root
 
 if TYPE_CHECKING:
     import xarray as xr
 
-CODE = ("config", "datasets", "networks", "optimizers", "metrics", "training")  # modules a result depends on
 PROFILES = ("smoke", "classroom", "paper")
 ENTRY_KEYS = ("chapter", "question", "setup", "grid", "record", "profiles")
 PROFILE_KEYS = ("setup", "grid", "record", "minutes")
@@ -46,23 +44,19 @@ class Plan:
     @cached_property
     def settings(self) -> dict:
         """Everything that determines the result, ready for JSON, without the code."""
-        return {
-            "setup": self.setup.to_dict(),
-            "runs": [run.to_dict() for run in self.runs],
-            "record": self.record.to_dict(),
-        }
+        return results.settings_of(self.setup, self.runs, self.record)
 
     @property
     def path(self) -> Path:
         """The one place of this result; other overrides have another place, so that they never replace it."""
-        suffix = f"-{_digest(self.settings)[:8]}" if self.overrides else ""
+        suffix = f"-{results.digest(self.settings)[:8]}" if self.overrides else ""
         return cache_folder() / self.name / f"{self.profile}{suffix}.nc"
 
     def why_not(self, dataset: xr.Dataset) -> str | None:
         """Return why `dataset` is not the result of this plan by the present code; None if it is."""
-        if dataset.attrs.get("settings") != _digest(self.settings):
+        if dataset.attrs.get("settings") != results.digest(self.settings):
             return "other settings"
-        if dataset.attrs.get("code") != code_digest():
+        if dataset.attrs.get("code") != results.code_digest():
             return "the library's training code has changed"
         return None
 
@@ -195,10 +189,8 @@ def run_experiment(
     progress : show the training.
 
     A damaged result file is set aside (never deleted), with a message, and the result is made again. An interrupted
-    training leaves no file.
+    training leaves its resume state beside the result's place, and the next call goes on from there.
     """
-    from periodic_lib import results
-
     todo = plan(name, profile, overrides)
     if not force:
         present = _load_if_true(todo, say=print_message)
@@ -206,18 +198,16 @@ def run_experiment(
             return present
     from periodic_lib.training import train
 
-    dataset = train(todo.setup, todo.runs, todo.record, progress=progress)
-    dataset = dataset.assign_attrs(
-        experiment=name, profile=profile, settings=_digest(todo.settings), code=code_digest()
-    )
+    unfinished = todo.path.with_suffix(".resume.npz")
+    dataset = train(todo.setup, todo.runs, todo.record, progress=progress, resume=unfinished)
+    dataset = dataset.assign_attrs(experiment=name, profile=profile)
     results.save(dataset, todo.path)
+    unfinished.unlink(missing_ok=True)
     return dataset
 
 
 def state(todo: Plan) -> tuple[str, float | None]:
     """Return ("ready" | "out of date" | "damaged" | "not made", seconds it took, if it is there)."""
-    from periodic_lib import results
-
     try:
         dataset = results.load(todo.path)
     except FileNotFoundError:
@@ -233,8 +223,6 @@ def print_message(text: str) -> None:
 
 
 def _load_if_true(todo: Plan, say) -> xr.Dataset | None:
-    from periodic_lib import results
-
     try:
         dataset = results.load(todo.path)
     except FileNotFoundError:
@@ -248,44 +236,3 @@ def _load_if_true(todo: Plan, say) -> xr.Dataset | None:
         say(f"{todo.name} ({todo.profile}) is out of date ({reason}); making it again.")
         return None
     return dataset
-
-
-# ---------------------------------------------------------------- fingerprints
-
-
-def _digest(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-@cache
-def code_digest(modules: tuple[str, ...] = CODE) -> str:
-    """Return the SHA-256 of what the modules do: their source without comments, docstrings and blank lines.
-
-    A better comment makes no result untrue.
-    """
-    folder = Path(__file__).parent
-    return _digest([bare_source((folder / f"{module}.py").read_text(encoding="utf-8")) for module in modules])
-
-
-def bare_source(source: str) -> str:
-    r"""Return Python source without comments, docstrings and blank lines.
-
-    >>> bare_source('"Doc."\nx = 1  # one\n\ndef f():\n    "doc"\n    return "#"\n')
-    'x = 1\ndef f():\n    return "#"'
-    """
-    import ast
-    import io
-    import tokenize
-
-    lines = source.splitlines()
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            row, column = token.start
-            lines[row - 1] = lines[row - 1][:column]
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(getattr(first.value, "value", None), str):
-                for row in range(first.lineno, first.end_lineno + 1):
-                    lines[row - 1] = ""
-    return "\n".join(line.rstrip() for line in lines if line.strip())

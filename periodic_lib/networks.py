@@ -1,7 +1,12 @@
 r"""Networks of which R copies train as one: every parameter has shape (runs, \*shape).
 
-Which weights are scale-invariant is declared where a layer is made (`Parameter.scale_invariant`); a test proves
-each declaration by probing, loss(c w) = loss(w).
+Which weights are scale-invariant is declared where a layer is made: a `Parameter` names its *group*. Scaling all
+parameters of a group together by c > 0 leaves the loss as it is; most groups have one member, but all the layers that
+write into one residual stream are invariant only together. A test proves every declaration by probing.
+
+Every network exists in two variants. Fully scale-invariant (the default): normalizations without scale and shift, the
+last layer fixed; every trained weight is in a group. Ordinary (`Setup.train_others`): scale, shift and the last layer
+are trained, too; what was scale-invariant still is.
 """
 
 from __future__ import annotations
@@ -13,76 +18,132 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from periodic_lib.config import Setup
+from periodic_lib.config import HEADS, Setup
 
 Tensors = dict[str, torch.Tensor]
+PATCHES = 4  # per side of the transformer's picture
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of one run: its name, its shape in PyTorch's layout, and whether the loss ignores its scale."""
+    """One parameter of one run: name, shape in PyTorch's layout, initialization, scale-invariant group.
+
+    `fan_in`: PyTorch's default initialization, uniform in +-1/sqrt(fan_in); None: filled with `value`.
+    `group`: None if the loss depends on the parameter's scale.
+    """
 
     name: str
     shape: tuple[int, ...]
-    scale_invariant: bool
-    fan_in: int
+    fan_in: int | None = None
+    value: float = 0.0
+    group: str | None = None
+
+    @property
+    def scale_invariant(self) -> bool:
+        """Whether the parameter belongs to a scale-invariant group."""
+        return self.group is not None
 
     def draw(self, generator: torch.Generator) -> torch.Tensor:
-        """Return PyTorch's default initialization, uniform in +-1/sqrt(fan_in); float64, so that dtypes agree."""
+        """Return the initial value of one run; float64, so that dtypes agree to rounding."""
+        values = torch.empty(self.shape, dtype=torch.float64)
+        if self.fan_in is None:
+            return values.fill_(self.value)
         bound = 1 / math.sqrt(self.fan_in)
-        return torch.empty(self.shape, dtype=torch.float64).uniform_(-bound, bound, generator=generator)
+        return values.uniform_(-bound, bound, generator=generator)
 
 
-def batch_norm(h: torch.Tensor, eps: float) -> torch.Tensor:
-    """Normalize each channel of each run over its batch; `h` has shape (runs, channels, batch).
+# ---------------------------------------------------------------- batch normalization
 
-    With the batch last, normalizing a channel of a run over its batch is a layer norm: one fused kernel, and runs
-    cannot mix. The variance is the biased one, as in PyTorch's training mode.
+FEATURES, PICTURES = (-1,), (0, 2, 3)  # batch axes of (runs, channels, batch) and of (batch, runs * channels, h, w)
+
+
+def batch_norm(
+    h: torch.Tensor, eps: float, batch: tuple[int, ...], scale: torch.Tensor | None, shift: torch.Tensor | None
+) -> torch.Tensor:
+    """Normalize each channel of each run over its batch (training mode: biased variance of this batch).
+
+    With the batch as last axis this is a layer norm: one fused kernel, and runs cannot mix. With pictures the channels
+    of all runs lie side by side: PyTorch's own batch norm. `scale`, `shift`: (runs, channels), or None.
     """
-    return F.layer_norm(h, h.shape[-1:], eps=eps)
+    if batch == FEATURES:
+        return _affine(F.layer_norm(h, h.shape[-1:], eps=eps), scale, shift)
+    flat = [None if p is None else p.flatten() for p in (scale, shift)]
+    # the operator itself: torch.nn.functional's form of it refuses eps = 0
+    return torch.batch_norm(h, *flat, None, None, True, 0.0, eps, torch.backends.cudnn.enabled)
+
+
+def _affine(h: torch.Tensor, scale: torch.Tensor | None, shift: torch.Tensor | None) -> torch.Tensor:
+    if scale is None or shift is None:
+        return h
+    shape = (*scale.shape, 1) if h.dim() == 3 else (1, -1, 1, 1)
+    return torch.addcmul(shift.reshape(shape), h, scale.reshape(shape))
 
 
 class Statistics:
-    """Batch-normalization statistics, re-estimated on one set of examples and then used on another.
+    """Batch-normalization statistics re-estimated over many batches, as `torch.optim.swa_utils.update_bn` does.
 
-    Pass `collect` as a network's `normalize` on the first set (it normalizes as in training and remembers mean and
-    variance, layer by layer), then `apply` on the second.
+    Pass `collect` as a network's `normalize` on each batch of the training set: it normalizes as in training and adds
+    the batch's mean and unbiased variance to a cumulative average, layer by layer. Pass `apply` on other examples.
     """
 
     def __init__(self) -> None:
-        self.layers: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.layers: list[list[torch.Tensor]] = []
+        self.batches = 0
         self._next = 0
 
-    def collect(self, h: torch.Tensor, eps: float) -> torch.Tensor:
-        """Normalize with the batch's own statistics and keep them."""
-        variance, mean = torch.var_mean(h, dim=-1, correction=0, keepdim=True)  # (runs, channels, 1)
-        self.layers.append((mean, variance))
-        return (h - mean) * torch.rsqrt(variance + eps)
+    def begin(self) -> None:
+        """Start the next forward pass."""
+        self._next = 0
 
-    def apply(self, h: torch.Tensor, eps: float) -> torch.Tensor:
-        """Normalize with the statistics kept for this layer."""
-        mean, variance = self.layers[self._next % len(self.layers)]
+    def collect(self, h, eps, batch, scale, shift) -> torch.Tensor:
+        """Normalize with the batch's own statistics and add them to the average."""
+        variance, mean = torch.var_mean(h, dim=batch, correction=1, keepdim=True)
+        if self._next == len(self.layers):
+            self.layers.append([mean, variance])
+        else:
+            for kept, value in zip(self.layers[self._next], (mean, variance), strict=True):
+                kept += (value - kept) / (self.batches + 1)
         self._next += 1
-        return (h - mean) * torch.rsqrt(variance + eps)
+        return batch_norm(h, eps, batch, scale, shift)
+
+    def apply(self, h, eps, batch, scale, shift) -> torch.Tensor:
+        """Normalize with the statistics kept for this layer."""
+        mean, variance = self.layers[self._next]
+        self._next += 1
+        return _affine((h - mean) * torch.rsqrt(variance + eps), scale, shift)
 
 
-class MLP:
-    """Fully scale-invariant perceptron: (linear without bias - BN without affine - ReLU) x depth, fixed last layer.
+# ---------------------------------------------------------------- networks
 
-    Activations are kept as (runs, features, batch): each layer is one batched product.
+
+class Network:
+    """What all networks share: the list of parameters, their initial values, the normalization with its parameters.
+
+    `logits(values, x, normalize)` returns (runs, classes, batch) for pictures (runs, batch, channels, height, width)
+    and parameters (runs, *shape).
     """
 
-    def __init__(self, setup: Setup, features: int, classes: int):
-        self.setup = setup
-        sizes = [features] + [setup.width] * (3 if setup.depth is None else setup.depth)
-        self.hidden = [f"hidden{i}.weight" for i in range(len(sizes) - 1)]
-        self.parameters = [
-            Parameter(name, (out, fan_in), scale_invariant=True, fan_in=fan_in)
-            for name, fan_in, out in zip(self.hidden, sizes[:-1], sizes[1:], strict=True)
-        ] + [
-            Parameter("last.weight", (classes, sizes[-1]), scale_invariant=False, fan_in=sizes[-1]),
-            Parameter("last.bias", (classes,), scale_invariant=False, fan_in=sizes[-1]),
-        ]
+    last_bias = True
+
+    def __init__(self, setup: Setup, shape: tuple[int, int, int], classes: int):
+        self.setup, self.shape, self.classes = setup, shape, classes
+        self.parameters: list[Parameter] = []
+        size = self._layers()
+        self._add("last.weight", (classes, size), fan_in=size)
+        if self.last_bias:
+            self._add("last.bias", (classes,), fan_in=size)
+
+    def _layers(self) -> int:
+        """Declare all layers but the last; return the number of features that the last one gets."""
+        raise NotImplementedError
+
+    def _add(self, name: str, shape: tuple[int, ...], **how: object) -> None:
+        self.parameters.append(Parameter(name, shape, **how))
+
+    def _add_normalization(self, name: str, channels: int) -> None:
+        if self.setup.train_others:
+            self._add(f"{name}.scale", (channels,), value=1.0)
+            self._add(f"{name}.shift", (channels,), value=0.0)
 
     def initialize(self, init_seed: int) -> Tensors:
         """Return the initial parameters of one run, float64, without a `runs` axis."""
@@ -92,17 +153,225 @@ class MLP:
             values["last.weight"] *= self.setup.last_layer_norm / values["last.weight"].norm()
         return values
 
+    def _last(self, values: Tensors, h: torch.Tensor) -> torch.Tensor:
+        """Apply the last layer to (runs, features, batch)."""
+        if self.last_bias:
+            return torch.baddbmm(values["last.bias"].unsqueeze(-1), values["last.weight"], h)
+        return torch.bmm(values["last.weight"], h)
+
+
+class MLP(Network):
+    """Perceptron: (linear without bias - batch norm - ReLU) x depth, linear.
+
+    Activations are kept as (runs, features, batch): each layer is one batched product.
+    """
+
+    def _layers(self) -> int:
+        size = math.prod(self.shape)
+        self.depth = self.setup.depth or 3
+        for i in range(self.depth):
+            self._add(f"hidden{i}.weight", (self.setup.width, size), fan_in=size, group=f"hidden{i}")
+            self._add_normalization(f"norm{i}", self.setup.width)
+            size = self.setup.width
+        return size
+
     def logits(self, values: Tensors, x: torch.Tensor, normalize: Callable = batch_norm) -> torch.Tensor:
-        """Return (runs, classes, batch) for inputs (runs, batch, features) and parameters (runs, *shape)."""
-        h = x.transpose(1, 2)  # (runs, features, batch)
-        for name in self.hidden:
-            h = F.relu(normalize(torch.bmm(values[name], h), self.setup.bn_eps))
-        return torch.baddbmm(values["last.bias"].unsqueeze(-1), values["last.weight"], h)
+        """Return (runs, classes, batch)."""
+        h = x.flatten(2).transpose(1, 2)  # (runs, features, batch)
+        for i in range(self.depth):
+            h = torch.bmm(values[f"hidden{i}.weight"], h)
+            scale, shift = values.get(f"norm{i}.scale"), values.get(f"norm{i}.shift")
+            h = F.relu(normalize(h, self.setup.bn_eps, FEATURES, scale, shift))
+        return self._last(values, h)
 
 
-def build(setup: Setup, features: int, classes: int) -> MLP:
-    """Return the network that `setup` names, for inputs of `features` numbers and `classes` classes."""
-    return {"mlp": MLP}[setup.network](setup, features, classes)
+class _Convolutional(Network):
+    """Activations are (batch, runs * channels, height, width), channels last: a layer is one grouped convolution."""
+
+    def _add_convolution(self, name: str, inputs: int, outputs: int, kernel: int, group: str) -> None:
+        shape = (outputs, inputs, kernel, kernel)
+        self._add(f"{name}.weight", shape, fan_in=inputs * kernel * kernel, group=group)
+
+    @staticmethod
+    def _start(x: torch.Tensor) -> torch.Tensor:
+        return x.transpose(0, 1).flatten(1, 2).contiguous(memory_format=torch.channels_last)
+
+    @staticmethod
+    def _convolve(values: Tensors, name: str, h: torch.Tensor, stride: int = 1) -> torch.Tensor:
+        weight = values[f"{name}.weight"]  # (runs, out, in, kernel, kernel)
+        flat = weight.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        return F.conv2d(h, flat, stride=stride, padding=weight.shape[-1] // 2, groups=len(weight))
+
+    def _normalize(self, values: Tensors, name: str, h: torch.Tensor, normalize: Callable) -> torch.Tensor:
+        return normalize(h, self.setup.bn_eps, PICTURES, values.get(f"{name}.scale"), values.get(f"{name}.shift"))
+
+    @staticmethod
+    def _by_run(values: Tensors, h: torch.Tensor) -> torch.Tensor:
+        """Return (runs, features, batch) from (batch, runs * features)."""
+        return h.view(h.shape[0], len(values["last.weight"]), -1).permute(1, 2, 0)
+
+
+class ConvNet(_Convolutional):
+    """Blocks of conv 3x3 without bias - batch norm - ReLU, widths c, 2c, 4c, ..., and a linear layer.
+
+    A 2x2 max-pool follows every block but the first (while the picture has two pixels a side), a max-pool over the
+    whole remaining picture the last. With depth 4 on 32 x 32 pictures this is the network of Lobacheva et al. 2021.
+    """
+
+    def _layers(self) -> int:
+        self.depth, size = self.setup.depth or 4, self.shape[0]
+        for i in range(self.depth):
+            outputs = self.setup.width * 2**i
+            self._add_convolution(f"conv{i}", size, outputs, 3, group=f"conv{i}")
+            self._add_normalization(f"norm{i}", outputs)
+            size = outputs
+        return size
+
+    def logits(self, values: Tensors, x: torch.Tensor, normalize: Callable = batch_norm) -> torch.Tensor:
+        """Return (runs, classes, batch)."""
+        h = self._start(x)
+        for i in range(self.depth):
+            h = F.relu(self._normalize(values, f"norm{i}", self._convolve(values, f"conv{i}", h), normalize))
+            if i > 0 and min(h.shape[-2:]) >= 2:
+                h = F.max_pool2d(h, 2)
+        return self._last(values, self._by_run(values, h.amax((2, 3))))
+
+
+class ResNet18(_Convolutional):
+    """Pre-activation ResNet-18: a convolution, 4 stages of 2 blocks of widths c, 2c, 4c, 8c, batch norm, mean, linear.
+
+    A block: batch norm - ReLU - conv - batch norm - ReLU - conv, plus a shortcut; where the shape changes, that
+    is batch norm - conv 1x1. All convolutions that write into the residual stream (the first, the second of each
+    block, the shortcuts) are scale-invariant together: every reader of the stream normalizes it.
+    """
+
+    last_bias = False
+    STREAM = "stream"
+
+    def _layers(self) -> int:
+        self.blocks: list[tuple[str, int, bool]] = []  # name, stride, has a convolution in its shortcut
+        size = self.setup.width
+        self._add_convolution("first", self.shape[0], size, 3, group=self.STREAM)
+        for stage in range(4):
+            for number in range(2):
+                size = self._add_block(f"block{stage}{number}", size, self.setup.width * 2**stage, stage, number)
+        self._add_normalization("norm", size)
+        return size
+
+    def _add_block(self, name: str, inputs: int, outputs: int, stage: int, number: int) -> int:
+        stride = 2 if stage > 0 and number == 0 else 1
+        changes = stride > 1 or inputs != outputs
+        self.blocks.append((name, stride, changes))
+        self._add_normalization(f"{name}.norm0", inputs)
+        self._add_convolution(f"{name}.conv0", inputs, outputs, 3, group=f"{name}.conv0")
+        self._add_normalization(f"{name}.norm1", outputs)
+        self._add_convolution(f"{name}.conv1", outputs, outputs, 3, group=self.STREAM)
+        if changes:
+            self._add_normalization(f"{name}.shortcut_norm", inputs)
+            self._add_convolution(f"{name}.shortcut", inputs, outputs, 1, group=self.STREAM)
+        return outputs
+
+    def logits(self, values: Tensors, x: torch.Tensor, normalize: Callable = batch_norm) -> torch.Tensor:
+        """Return (runs, classes, batch)."""
+        stream = self._convolve(values, "first", self._start(x))
+        for name, stride, changes in self.blocks:
+            h = F.relu(self._normalize(values, f"{name}.norm0", stream, normalize))
+            h = self._convolve(values, f"{name}.conv0", h, stride)
+            h = F.relu(self._normalize(values, f"{name}.norm1", h, normalize))
+            if changes:
+                stream = self._normalize(values, f"{name}.shortcut_norm", stream, normalize)
+                stream = self._convolve(values, f"{name}.shortcut", stream, stride)
+            stream = stream + self._convolve(values, f"{name}.conv1", h)
+        h = F.relu(self._normalize(values, "norm", stream, normalize))
+        return self._last(values, self._by_run(values, h.mean((2, 3))))
+
+
+class Transformer(Network):
+    """Small pre-norm transformer on patches, normalized so that every matrix is scale-invariant.
+
+    The picture is cut into 4 x 4 patches, the tokens. A block: norm - queries, keys, values - attention with
+    normalized queries and keys - norm - output; norm - linear - ReLU - norm - linear. The norm before each matrix that
+    writes into the residual stream makes the matrices before it invariant on their own; the writers (patch and
+    position embedding, both output matrices of each block) are invariant together. Tokens are averaged at the end.
+    Normalizations are layer norm or RMS norm over a token's features (a head's, for queries and keys): nothing depends
+    on the batch. The second norms are those of Wang et al. 2022 (arXiv 2210.06423).
+    """
+
+    STREAM = "stream"
+
+    def _layers(self) -> int:
+        channels, height, width = self.shape
+        size, self.depth = self.setup.width, self.setup.depth or 4
+        self.patch = (math.ceil(height / PATCHES), math.ceil(width / PATCHES))
+        pixels = channels * math.prod(self.patch)
+        self._add("patches.weight", (size, pixels), fan_in=pixels, group=self.STREAM)
+        self._add("positions", (PATCHES**2, size), fan_in=size, group=self.STREAM)
+        for i in range(self.depth):
+            self._add_normalization(f"block{i}.norm_attention", size)
+            for matrix in ("queries", "keys", "values"):
+                self._add(f"block{i}.{matrix}", (size, size), fan_in=size, group=f"block{i}.{matrix}")
+            self._add_normalization(f"block{i}.norm_heads", size)
+            self._add(f"block{i}.output", (size, size), fan_in=size, group=self.STREAM)
+            self._add_normalization(f"block{i}.norm_hidden", size)
+            self._add(f"block{i}.hidden", (4 * size, size), fan_in=size, group=f"block{i}.hidden")
+            self._add_normalization(f"block{i}.norm_wide", 4 * size)
+            self._add(f"block{i}.wide", (size, 4 * size), fan_in=4 * size, group=self.STREAM)
+        self._add_normalization("norm", size)
+        return size
+
+    def _norm(self, values: Tensors, name: str, h: torch.Tensor) -> torch.Tensor:
+        """Normalize the last axis of (runs, batch, tokens, features)."""
+        h = self._normalized(h)
+        if f"{name}.scale" in values:
+            scale, shift = (values[f"{name}.{part}"][:, None, None] for part in ("scale", "shift"))
+            h = torch.addcmul(shift, h, scale)
+        return h
+
+    def _normalized(self, h: torch.Tensor) -> torch.Tensor:
+        normalize = F.layer_norm if self.setup.normalization == "layernorm" else F.rms_norm
+        return normalize(h, h.shape[-1:], eps=self.setup.bn_eps)
+
+    @staticmethod
+    def _linear(matrix: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+        """Apply (runs, out, in) to (runs, batch, tokens, in)."""
+        return torch.bmm(h.flatten(1, 2), matrix.transpose(1, 2)).unflatten(1, h.shape[1:3])
+
+    def _heads(self, h: torch.Tensor) -> torch.Tensor:
+        """Return (runs * batch, heads, tokens, features per head)."""
+        return h.unflatten(-1, (HEADS, -1)).transpose(2, 3).flatten(0, 1)
+
+    def _attention(self, values: Tensors, block: str, h: torch.Tensor) -> torch.Tensor:
+        queries, keys, content = (
+            self._heads(self._linear(values[f"{block}.{matrix}"], h)) for matrix in ("queries", "keys", "values")
+        )
+        mixed = F.scaled_dot_product_attention(self._normalized(queries), self._normalized(keys), content)
+        return mixed.transpose(1, 2).flatten(2).unflatten(0, h.shape[:2])  # (runs, batch, tokens, features)
+
+    def logits(self, values: Tensors, x: torch.Tensor, normalize: Callable | None = None) -> torch.Tensor:
+        """Return (runs, classes, batch); `normalize` is not used: nothing is normalized over the batch."""
+        stream = self._linear(values["patches.weight"], self._patches(x)) + values["positions"][:, None]
+        for i in range(self.depth):
+            block = f"block{i}"
+            h = self._attention(values, block, self._norm(values, f"{block}.norm_attention", stream))
+            stream = stream + self._linear(values[f"{block}.output"], self._norm(values, f"{block}.norm_heads", h))
+            h = F.relu(self._linear(values[f"{block}.hidden"], self._norm(values, f"{block}.norm_hidden", stream)))
+            stream = stream + self._linear(values[f"{block}.wide"], self._norm(values, f"{block}.norm_wide", h))
+        return self._last(values, self._norm(values, "norm", stream).mean(2).transpose(1, 2))
+
+    def _patches(self, x: torch.Tensor) -> torch.Tensor:
+        """Return (runs, batch, tokens, pixels) from pictures, padded with zeros to whole patches."""
+        (h, w), (height, width) = self.patch, x.shape[-2:]
+        x = F.pad(x, (0, PATCHES * w - width, 0, PATCHES * h - height))
+        x = x.unflatten(-1, (PATCHES, w)).unflatten(-3, (PATCHES, h))  # (runs, batch, c, 4, h, 4, w)
+        return x.permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(2, 3)
+
+
+NETWORKS = {"mlp": MLP, "convnet": ConvNet, "resnet18": ResNet18, "transformer": Transformer}
+
+
+def build(setup: Setup, shape: tuple[int, int, int], classes: int) -> Network:
+    """Return the network that `setup` names, for pictures (channels, height, width) and `classes` classes."""
+    return NETWORKS[setup.network](setup, shape, classes)
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import yaml
 
-from periodic_lib import claims, experiments
+from periodic_lib import claims, experiments, results
 from periodic_lib.config import ConfigError, known_names, root
 
 ERROR_EXCERPT = 30  # lines of a failed notebook's traceback that are shown
@@ -133,7 +133,7 @@ def fingerprint(name: str, profile: str) -> str:
     parts = [
         (root() / "book" / f"{name}.ipynb").read_text(encoding="utf-8"),
         profile,
-        experiments.code_digest(tuple(library)),
+        results.code_digest(tuple(library)),
         [todo.settings for todo in _experiments_of(name, profile)],
         declared,
     ]

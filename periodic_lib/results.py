@@ -6,12 +6,17 @@ carries the setup, versions, device, seeds, git revision, wall time, and a check
 
 from __future__ import annotations
 
+import ast
 import datetime
 import hashlib
+import io
 import json
 import os
 import platform
 import subprocess
+import tokenize
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +25,7 @@ import xarray as xr
 
 from periodic_lib.config import ConfigError, Record, Run, Setup, root
 
+CODE = ("config", "datasets", "networks", "optimizers", "metrics", "training")  # modules a result depends on
 LABELS = {  # variable -> (what it is, unit)
     "train_loss": ("training loss", "nats"),
     "weight_norm": ("weight norm", "1"),
@@ -31,6 +37,14 @@ LABELS = {  # variable -> (what it is, unit)
     "train_error": ("training error", "1"),
     "test_loss": ("test loss", "nats"),
     "test_error": ("test error", "1"),
+    "sharpness": ("spherical sharpness", "nats"),
+    "diverged_at": ("step at which a run left the finite numbers", "steps"),
+    "layer_weight_norm": ("weight norm of a layer", "1"),
+    "layer_grad_norm": ("gradient norm of a layer", "1"),
+    "layer_angular_update": ("angular update of a layer", "radians"),
+    "neuron_weight_norm": ("weight norm of a neuron", "1"),
+    "neuron_grad_norm": ("gradient norm of a neuron", "1"),
+    "neuron_angular_update": ("angular update of a neuron", "radians"),
 }
 
 
@@ -38,7 +52,9 @@ class ResultsError(ValueError):
     """A result file that cannot be used."""
 
 
-def with_provenance(dataset: xr.Dataset, setup: Setup, record: Record, seconds: float, **facts: object) -> xr.Dataset:
+def with_provenance(
+    dataset: xr.Dataset, setup: Setup, runs: Sequence[Run], record: Record, seconds: float, **facts: object
+) -> xr.Dataset:
     """Return `dataset` with labels and units on its variables and its origin in its attributes."""
     for name, variable in dataset.data_vars.items():
         variable.attrs["long_name"], variable.attrs["units"] = LABELS[name]
@@ -46,6 +62,8 @@ def with_provenance(dataset: xr.Dataset, setup: Setup, record: Record, seconds: 
     return dataset.assign_attrs(
         setup=json.dumps(setup.to_dict()),
         record=json.dumps(record.to_dict()),
+        settings=digest(settings_of(setup, runs, record)),
+        code=code_digest(),
         seconds=seconds,
         created=created.isoformat(timespec="seconds"),
         git_revision=_git_revision(),
@@ -63,6 +81,53 @@ def _git_revision() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError, ConfigError):
         return "unknown"
+
+
+# ---------------------------------------------------------------- fingerprints
+
+
+def digest(content: object) -> str:
+    """Return the SHA-256 of anything that JSON can hold."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def settings_of(setup: Setup, runs: Sequence[Run], record: Record) -> dict:
+    """Return everything that determines a result, without the code, ready for JSON."""
+    settings = {"setup": setup.to_dict(), "runs": [run.to_dict() for run in runs], "record": record.to_dict()}
+    own = Path(setup.dataset)
+    if own.suffix == ".npz" and own.is_file():  # your own data: its content counts, not its name
+        settings["data"] = hashlib.sha256(own.read_bytes()).hexdigest()
+    return settings
+
+
+@cache
+def code_digest(modules: tuple[str, ...] = CODE) -> str:
+    """Return the SHA-256 of what the modules do: their source without comments, docstrings and blank lines.
+
+    A better comment makes no result untrue.
+    """
+    folder = Path(__file__).parent
+    return digest([bare_source((folder / f"{module}.py").read_text(encoding="utf-8")) for module in modules])
+
+
+def bare_source(source: str) -> str:
+    r"""Return Python source without comments, docstrings and blank lines.
+
+    >>> bare_source('"Doc."\nx = 1  # one\n\ndef f():\n    "doc"\n    return "#"\n')
+    'x = 1\ndef f():\n    return "#"'
+    """
+    lines = source.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and isinstance(getattr(first.value, "value", None), str):
+                for row in range(first.lineno, first.end_lineno + 1):
+                    lines[row - 1] = ""
+    return "\n".join(line.rstrip() for line in lines if line.strip())
 
 
 # ---------------------------------------------------------------- files

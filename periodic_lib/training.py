@@ -1,29 +1,37 @@
 """The training loop: R runs as one stacked network, measured at every step that a `Record` names.
 
-The scale-invariant weights of all runs are one flat tensor (runs, weights), so that a norm, an angle or an update
-is one operation for the whole stack. Everything else (the last layer) is fixed.
+All trained weights of all runs are one flat tensor (runs, weights), the scale-invariant ones first, so that a norm, an
+angle or an update is one operation for the whole stack. Inside a step nothing waits for the device; on CUDA a step is
+one captured graph. Randomness is a function of (seed, step), so that training can stop and go on anywhere.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import numpy as np
 import torch
 import xarray as xr
 from tqdm import tqdm
 
-from periodic_lib import datasets, metrics, networks, results
+from periodic_lib import datasets, metrics, networks, optimizers, results
 from periodic_lib.config import ConfigError, Record, Run, Setup
-from periodic_lib.optimizers import SGD
 
 STEP_METRICS = ("train_loss", "weight_norm", "grad_norm", "angular_update")
-LOG_SECONDS = 15
+PART_METRICS = STEP_METRICS[1:]  # what is measured of a layer or a neuron
 EVALUATIONS = ("train_loss_full", "train_error", "test_loss", "test_error")
+LOG_SECONDS = 15  # between progress lines in a log
+RESUME_SECONDS = 60  # between writes of the resume state
+SCHEDULE_CHUNK = 1000  # steps whose learning-rate factors are on the device at once
+CURVATURE_EXAMPLES = 2048  # of the training set: all of digits
+EVALUATION_SEED = 0  # of the order in which the training set is evaluated
+FULL_BATCH_NUMBERS = 2**26  # input numbers of a full batch up to which all runs are stepped at once
 
 
 def train(
@@ -33,8 +41,10 @@ def train(
     *,
     device: str | None = None,
     progress: bool = True,
+    resume: Path | str | None = None,
     initial: Mapping[str, object] | None = None,
     batches: object | None = None,
+    compiled: bool = False,
 ) -> xr.Dataset:
     """Train `runs` as one stacked network and return what was measured.
 
@@ -44,20 +54,27 @@ def train(
         evaluation every 100 steps).
     device : "cpu", "cuda", ...; None takes CUDA where there is one.
     progress : show steps per second, the median loss of the runs, and the time left.
+    resume : file for the state of unfinished training, overwritten about every minute. If it is there and belongs to
+        the same settings and code, training goes on from it, to the same numbers as if it had never stopped.
     initial : initial parameters by name, in PyTorch's layout: shape (runs, *shape), or (*shape) for all runs alike.
         Names that are missing keep their default initialization.
     batches : integer array (steps, batch): the training examples of each step, the same for all runs.
+    compiled : pass the loss through `torch.compile` (needs a C++ compiler on a CPU).
 
     Returns
     -------
-    xarray.Dataset with dimensions `run`, `step` and `eval_step`; coordinates of `run` are the fields of `Run`.
-        At step t, before its update, on its mini-batch, batch normalization in training mode, shape (run, step):
-        `train_loss`; `weight_norm` rho of all scale-invariant weights; `elr` = lr / rho^2; `grad_norm` (without
-        the decay term); `eff_grad_norm` = rho * grad_norm; `angular_update`, the angle to the weights after the
-        step, in radians.
-        Shape (run, eval_step): `train_loss_full`, `train_error` on the full training set (training mode), and
-        `test_loss`, `test_error` with batch-normalization statistics re-estimated on the full training set.
-        A step index of S means the weights after S updates.
+    xarray.Dataset with dimensions `run`, `step`, `eval_step`, `curvature_step`; coordinates of `run` are the fields of
+        `Run`. At step t, before its update, on its mini-batch, batch normalization in training mode, (run, step):
+        `train_loss`; `weight_norm` rho of all scale-invariant weights; `elr` = lr / rho^2 with the learning rate of
+        the step; `grad_norm` (scale-invariant weights, without the decay term); `eff_grad_norm` = rho * grad_norm;
+        `angular_update`, the angle to the weights after the step, in radians. With `Record.layers`, `Record.neurons`
+        norm, gradient norm and angle also have an axis `layer` or `neuron`.
+        Shape (run, eval_step): `train_loss_full`, `train_error` over the training set in mini-batches, in training
+        mode, and `test_loss`, `test_error` with batch-normalization statistics re-estimated in the same pass.
+        Shape (run, curvature_step): `sharpness`, the spherical sharpness (`metrics.sharpness`) of the loss on the
+        first 2,048 training examples, as one batch.
+        A step index of S means the weights after S updates. `diverged_at` (run) is the step at which a run left the
+        finite numbers; it is frozen from there on, and its values are nan. nan in `diverged_at`: it never did.
 
     Raises
     ------
@@ -73,30 +90,32 @@ def train(
         raise ConfigError(
             "`runs` must have at least one Run; got none. Make them with grid(lr=..., weight_decay=...)."
         )
-    started = time.perf_counter()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    stack = Stack(setup, list(runs), device, initial)
+    stack = Stack(setup, list(runs), device, initial, compiled=compiled)
     order = stack.batch_order()
-    keep = _Recorder(setup, record, len(runs), order.steps_per_epoch, device)
+    keep = _Recorder(stack, record, order.steps_per_epoch)
     if batches is not None:
-        order = _FixedOrder(batches, setup, stack)
-    with _progress_bar(setup.steps, progress) as bar:
-        for step in range(setup.steps):
-            if keep.evaluates(step):
-                keep.add_evaluation(step, stack.evaluate())
-            measured = stack.step(order.next(), measure=keep.records(step))
-            if measured is not None:
-                keep.add_step(step, measured)
-            bar.advance(step, measured)
-        if record.evaluate_every is not None:
-            keep.add_evaluation(setup.steps, stack.evaluate())
-    return keep.dataset(runs, seconds=time.perf_counter() - started, device=device)
+        order = _FixedOrder(batches, stack)
+    state = _Resume(Path(resume), stack, keep, (initial, batches)) if resume is not None else None
+    started = time.perf_counter() - (state.load() if state else 0.0)
+    order.seek(stack.steps_done)
+    with _progress_bar(setup.steps, stack.steps_done, progress) as bar:
+        for step in range(stack.steps_done, setup.steps):
+            keep.look_at(step)
+            measured = stack.step(order.next(), keep.parts if keep.records(step) else None)
+            if keep.records(step):
+                keep.add_step(step, *measured)
+            bar.advance(step, measured[0])
+            if state:
+                state.save_now_and_then(time.perf_counter() - started)
+        keep.look_at(setup.steps)
+    return keep.dataset(seconds=time.perf_counter() - started)
 
 
 class Stack:
-    """R runs as one network: `weights` (runs, weights), all scale-invariant, and what is done with them.
+    """R runs as one network: `weights` (runs, weights), the scale-invariant ones first, and what is done with them.
 
-    `loss` is the plain function of the weights that everything else follows from; `step` and `evaluate` are the two
+    `loss` is the plain function of the weights that everything else follows from; `step` and `evaluate` are the
     operations of training.
 
     >>> stack = Stack(Setup(width=8, dtype="float64", bn_eps=0), [Run(lr=0.1, weight_decay=0)])
@@ -105,29 +124,47 @@ class Stack:
     True
     """
 
-    def __init__(self, setup: Setup, runs: list[Run], device: str = "cpu", initial: Mapping | None = None):
+    def __init__(
+        self,
+        setup: Setup,
+        runs: list[Run],
+        device: str = "cpu",
+        initial: Mapping | None = None,
+        compiled: bool = False,
+        data: datasets.Data | None = None,
+    ):
         self.setup, self.runs, self.device = setup, runs, device
-        self.data = datasets.load(setup, device)
-        self.network = networks.build(setup, self.data.features, self.data.classes)
-        values = self._initial_values(initial or {})
-        moving = [parameter for parameter in self.network.parameters if parameter.scale_invariant]
-        self.shapes = {parameter.name: parameter.shape for parameter in moving}
-        self.sizes = [int(np.prod(shape)) for shape in self.shapes.values()]
-        flat = [values.pop(name).flatten(1) for name in self.shapes]
-        scale = torch.tensor([[run.init_scale] for run in runs], dtype=flat[0].dtype, device=device)
-        self.weights = (scale * torch.cat(flat, dim=1)).requires_grad_()  # (runs, weights)
-        self.fixed = values
-        self.optimizer = SGD(runs, self.weights.dtype, device)
+        self.data = datasets.load(setup, device) if data is None else data.to(device)
+        self.network = networks.build(setup, self.data.shape, self.data.classes)
+        self._lay_out(self._initial_values(initial or {}))
+        n, dtype = self.weights.shape[1], self.weights.dtype
+        self.optimizer = optimizers.make(setup, runs, self.n_invariant, n, dtype, device)
+        self.seeds = [run.data_seed for run in runs]
+        self.steps_done = 0
+        self.alive = torch.ones(len(runs), 1, dtype=torch.bool, device=device)
+        self.steps_alive = torch.zeros(len(runs), dtype=torch.int64, device=device)
+        self._square = torch.tensor([[run.schedule == "constant_elr"] for run in runs], device=device)
+        self._keeps_elr = any(run.schedule == "constant_elr" for run in runs)
+        self._project()
+        self.first_norm = metrics.norm(self.invariant).unsqueeze(1).clone()
+        self.rate = torch.zeros(len(runs), 1, dtype=dtype, device=device)  # learning rate of the last step
+        self._base = torch.tensor([[run.lr] for run in runs], dtype=dtype, device=device)
+        self._factors = torch.empty(0)
+        self._one = torch.ones_like(self.rate)
+        self._constant = all(run.schedule in ("constant", "constant_elr") and not run.warmup for run in runs)
+        self._loss = torch.compile(self._mean_loss) if compiled else self._mean_loss
+        self._graphs: dict[int, _Graph] = {}
 
-    def _initial_values(self, given: Mapping) -> dict[str, torch.Tensor]:
+    def _initial_values(self, given: Mapping) -> networks.Tensors:
         names = [parameter.name for parameter in self.network.parameters]
         unknown = sorted(set(given) - set(names))
         if unknown:
             raise ConfigError(f"`initial` has unknown parameters {unknown}; the network has {names}.")
-        drawn = [self.network.initialize(run.init_seed) for run in self.runs]
+        seeds = [run.init_seed for run in self.runs]
+        drawn = {seed: self.network.initialize(seed) for seed in set(seeds)}
         values = {}
         for parameter in self.network.parameters:
-            value = torch.stack([run[parameter.name] for run in drawn])  # (runs, *shape)
+            value = torch.stack([drawn[seed][parameter.name] for seed in seeds])  # (runs, *shape)
             if parameter.name in given:
                 foreign = torch.as_tensor(np.asarray(given[parameter.name]), dtype=value.dtype)
                 if foreign.shape not in (value.shape, value.shape[1:]):
@@ -139,61 +176,262 @@ class Stack:
             values[parameter.name] = value.to(device=self.device, dtype=getattr(torch, self.setup.dtype))
         return values
 
+    def _lay_out(self, values: networks.Tensors) -> None:
+        """Put the trained parameters into one flat tensor, scale-invariant first, and keep the rest as it is."""
+        invariant = [p for p in self.network.parameters if p.scale_invariant]
+        others = [p for p in self.network.parameters if not p.scale_invariant] if self.setup.train_others else []
+        self.shapes = {p.name: p.shape for p in invariant}
+        self.trained = {p.name: p.shape for p in [*invariant, *others]}
+        self.sizes = [int(np.prod(shape)) for shape in self.trained.values()]
+        self.layer_sizes = self.sizes[: len(self.shapes)]
+        self.n_invariant = sum(self.layer_sizes)
+        flat = torch.cat([values.pop(name).flatten(1) for name in self.trained], dim=1)
+        scale = torch.tensor([[run.init_scale] for run in self.runs], dtype=flat.dtype, device=self.device)
+        flat[:, : self.n_invariant] *= scale
+        self.weights = flat.requires_grad_()  # (runs, weights)
+        self.fixed = values
+
+    @property
+    def invariant(self) -> torch.Tensor:
+        """The scale-invariant weights, shape (runs, n_invariant); a view."""
+        return self.weights.detach()[:, : self.n_invariant]
+
+    @torch.no_grad()
+    def _project(self) -> None:
+        if self.setup.fixed_norm is not None:
+            scope = self.setup.fixed_norm_scope
+            optimizers.project(self.weights, self.layer_sizes, self.n_invariant, self.setup.fixed_norm, scope)
+
     def batch_order(self) -> datasets.BatchOrder:
         """Return the order that the runs' data seeds give."""
-        seeds = [run.data_seed for run in self.runs]
-        setup = self.setup
-        return datasets.BatchOrder(seeds, self.data.x_train.shape[0], setup.batch_size, setup.drop_last, self.device)
+        examples, setup = len(self.data.x_train), self.setup
+        return datasets.BatchOrder(self.seeds, examples, setup.batch_size, setup.drop_last, self.device)
 
     def values(self, weights: torch.Tensor) -> networks.Tensors:
         """Return all parameters as views (runs, *shape) of the flat weights and the fixed rest."""
         parts = weights.split(self.sizes, dim=1)
-        views = {name: part.view(-1, *shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+        views = {
+            name: part.unflatten(1, shape) for (name, shape), part in zip(self.trained.items(), parts, strict=True)
+        }
         return {**views, **self.fixed}
+
+    # -- one step
 
     def loss(self, weights: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """Return the mini-batch losses (runs,) at `weights` (runs, weights) on the examples `index` (runs, batch)."""
-        x, labels = self.data.x_train[index], self.data.y_train[index]  # (runs, batch, features), (runs, batch)
-        return networks.cross_entropy(self.network.logits(self.values(weights), x), labels)
+        return self._mean_loss(weights, self.data.x_train[index], self.data.y_train[index], self.fixed)
 
-    def step(self, index: torch.Tensor, measure: bool) -> torch.Tensor | None:
-        """Update all runs on their mini-batches; return `STEP_METRICS`, shape (metrics, runs), if asked."""
-        loss = self.loss(self.weights, index)  # (runs,)
-        (gradient,) = torch.autograd.grad(loss.sum(), self.weights)
+    def _mean_loss(self, weights, x, labels, fixed) -> torch.Tensor:
+        with self._arithmetic():
+            return networks.cross_entropy(self.network.logits({**self.values(weights), **fixed}, x), labels)
+
+    def _arithmetic(self):
+        """Return the context in which matrix products round as `Setup.matmul` says, and only inside."""
+        kind = str(self.device).split(":")[0]
+        if self.setup.matmul == "bfloat16":
+            return torch.autocast(kind, dtype=torch.bfloat16)
+        return nullcontext() if kind == "cpu" else _tf32(self.setup.matmul == "tf32")
+
+    def step(self, index: torch.Tensor, parts: tuple[str, ...] | None = ()) -> tuple[torch.Tensor | None, ...]:
+        """Update all runs on the examples `index` (runs, batch); return what was measured.
+
+        `parts`: None to measure nothing but the loss; else of which parts ("layer", "neuron") to measure, too.
+        Returns `STEP_METRICS` (metrics, runs), then for each part `PART_METRICS` (metrics, runs, parts).
+        """
+        x, labels = self.data.x_train[index], self.data.y_train[index]  # (runs, batch, c, h, w), (runs, batch)
+        if self.setup.augment:
+            x = datasets.augment(x, self.seeds, self.steps_done, self.data.black)
+        factor = self._one if self._constant else self._factor()
+        self.steps_done += 1
+        if str(self.device).startswith("cuda") and not parts:
+            size = index.shape[1]
+            if size not in self._graphs:
+                self._graphs[size] = _Graph(self, x, labels, factor)
+            return (self._graphs[size](x, labels, factor),)
+        return self._update(x, labels, factor, parts)
+
+    def _factor(self) -> torch.Tensor:
+        """Return the schedule's factors of this step, (runs, 1)."""
+        row = self.steps_done % SCHEDULE_CHUNK
+        if row == 0 or not len(self._factors):
+            start = self.steps_done - row
+            stop = min(start + SCHEDULE_CHUNK, max(self.setup.steps, self.steps_done + 1))
+            table = optimizers.schedule_factors(self.runs, self.setup.steps, start, stop)
+            self._factors = torch.as_tensor(table, dtype=self.weights.dtype, device=self.device)
+        return self._factors[min(row, len(self._factors) - 1)].unsqueeze(1)
+
+    def _update(self, x, labels, factor, parts: tuple[str, ...] | None) -> tuple[torch.Tensor, ...]:
+        """Do one step on given examples: device operations only, so that it can be captured as a graph."""
+        loss, gradient = self._loss_and_gradient(x, labels)
         with torch.no_grad():
-            new = self.optimizer.step(self.weights, gradient)
-            measured = None
-            if measure:
-                measured = torch.stack(
-                    [loss, metrics.norm(self.weights), metrics.norm(gradient), metrics.angle(self.weights, new)]
-                )
-            self.weights.copy_(new)
-        return measured
+            w, g = self.invariant, gradient[:, : self.n_invariant]
+            rho = metrics.norm(w)
+            if self._keeps_elr:
+                factor = torch.where(self._square, factor * (rho.unsqueeze(1) / self.first_norm) ** 2, factor)
+            torch.mul(self._base, factor, out=self.rate)
+            new = self.optimizer.step(self.weights, gradient, factor)
+            turn = metrics.angle(w, new[:, : self.n_invariant], rho)
+            self._freeze(loss, turn, new)
+            measured = torch.stack([loss, rho, metrics.norm(g), turn])
+            measured.masked_fill_(self.alive.logical_not().T, torch.nan)
+            pieces = tuple(self._of_parts(part, w, g, new) for part in parts or ())
+            torch.where(self.alive, new, self.weights, out=self.weights)
+            self._project()
+        return measured, *pieces
+
+    def _loss_and_gradient(self, x, labels) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return losses (runs,) and gradient (runs, weights); a large full batch is done run by run, to save memory.
+
+        Runs are independent, so that the numbers are the same. (Batch normalization needs the whole batch of a run at
+        once: the batch itself cannot be cut.)
+        """
+        if self.setup.batch_size is not None or x.numel() <= FULL_BATCH_NUMBERS or len(self.runs) == 1:
+            loss = self._loss(self.weights, x, labels, self.fixed)
+            return loss.detach(), torch.autograd.grad(loss.sum(), self.weights)[0]
+        losses, gradients = [], []
+        for run in range(len(self.runs)):
+            one = slice(run, run + 1)
+            w = self.weights.detach()[one].requires_grad_()
+            loss = self._loss(w, x[one], labels[one], {name: value[one] for name, value in self.fixed.items()})
+            losses.append(loss.detach())
+            gradients.append(torch.autograd.grad(loss.sum(), w)[0])
+        return torch.cat(losses), torch.cat(gradients)
+
+    def _freeze(self, loss: torch.Tensor, turn: torch.Tensor, new: torch.Tensor) -> None:
+        """Freeze, for good, the runs whose loss or new weights are not finite, and note the step.
+
+        The angle is finite only if all scale-invariant weights are.
+        """
+        finite = torch.isfinite(loss + turn)
+        if new.shape[1] > self.n_invariant:
+            finite &= torch.isfinite(metrics.norm(new[:, self.n_invariant :]))
+        self.alive.logical_and_(finite.unsqueeze(1))
+        self.steps_alive.add_(self.alive.squeeze(1))
+
+    def _of_parts(self, part: str, w, g, new) -> torch.Tensor:
+        new, sizes = new[:, : self.n_invariant], self.layer_sizes
+        if part == "layer":
+            pieces = [(metrics.norm, w), (metrics.norm, g), (metrics.angle, w, new)]
+            return torch.stack([metrics.by_layer(f, sizes, *vectors) for f, *vectors in pieces])
+        shapes = list(self.shapes.values())
+        pieces = [(metrics.norm, w), (metrics.norm, g), (metrics.angle, w, new)]
+        return torch.stack([metrics.by_neuron(f, shapes, sizes, *vectors) for f, *vectors in pieces])
+
+    # -- measurements that leave the trajectory alone
 
     @torch.no_grad()
     def evaluate(self) -> torch.Tensor:
         """Return `EVALUATIONS`, shape (evaluations, runs), without touching the trajectory."""
         values, statistics = self.values(self.weights), networks.Statistics()
+        data, size = self.data, self.setup.batch_size or len(self.data.x_train)
+        order = datasets.BatchOrder([EVALUATION_SEED], len(data.x_train), size, self.setup.drop_last, self.device)
+        train = self._mean_over((order.next()[0] for _ in range(order.steps_per_epoch)), values, statistics, "collect")
+        pieces = torch.arange(len(data.x_test), device=self.device).split(size)
+        return torch.stack([*train, *self._mean_over(pieces, values, statistics, "apply")])
 
-        def loss_and_error(x, y, normalize):
-            logits = self.network.logits(values, x.expand(len(self.runs), *x.shape), normalize)
-            labels = y.expand(len(self.runs), -1)  # (runs, examples)
-            wrong = (logits.argmax(dim=1) != labels).to(logits.dtype)
-            return networks.cross_entropy(logits, labels), wrong.mean(dim=1)
+    def _mean_over(self, batches, values, statistics: networks.Statistics, how: str) -> torch.Tensor:
+        """Return mean loss and error, (2, runs), over batches of training ("collect") or test ("apply") examples."""
+        x, y = (self.data.x_train, self.data.y_train) if how == "collect" else (self.data.x_test, self.data.y_test)
+        sums, seen = torch.zeros(2, len(self.runs), dtype=self.weights.dtype, device=self.device), 0
+        for index in batches:
+            statistics.begin()
+            pictures, labels = x[index], y[index].expand(len(self.runs), -1)  # (batch, ...), (runs, batch)
+            with self._arithmetic():
+                stacked = pictures.expand(len(self.runs), *pictures.shape)
+                logits = self.network.logits(values, stacked, getattr(statistics, how))
+            wrong = (logits.argmax(dim=1) != labels).to(sums.dtype).mean(dim=1)
+            sums += len(index) * torch.stack([networks.cross_entropy(logits, labels), wrong])
+            statistics.batches += how == "collect"
+            seen += len(index)
+        return sums / seen
 
-        train = loss_and_error(self.data.x_train, self.data.y_train, statistics.collect)
-        return torch.stack([*train, *loss_and_error(self.data.x_test, self.data.y_test, statistics.apply)])
+    def sharpness(self) -> torch.Tensor:
+        """Return the spherical sharpness of every run, (runs,), over the first 2,048 training examples."""
+        x, labels = self.data.x_train[None, :CURVATURE_EXAMPLES], self.data.y_train[None, :CURVATURE_EXAMPLES]
+        tops = []
+        for run in range(len(self.runs)):
+            one = slice(run, run + 1)
+            w = self.weights.detach()[one]
+            rest = w[:, self.n_invariant :]
+            fixed = {name: value[one] for name, value in self.fixed.items()}
+
+            def loss(v, rest=rest, fixed=fixed):
+                return self._mean_loss(torch.cat([v[None], rest], dim=1), x, labels, fixed).sum()
+
+            finite = bool(torch.isfinite(w).all())
+            tops.append(metrics.sharpness(loss, w[0, : self.n_invariant]) if finite else float("nan"))
+        return torch.tensor(tops, dtype=self.weights.dtype)
+
+    # -- state
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return everything that changes during training."""
+        own = {"weights": self.weights.detach(), "alive": self.alive, "steps_alive": self.steps_alive}
+        own |= {"steps_done": torch.tensor(self.steps_done), "first_norm": self.first_norm}
+        return own | {f"optimizer_{name}": value for name, value in self.optimizer.state().items()}
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Go to a state that `state` returned."""
+        mine = self.state()
+        prefix = "optimizer_"
+        for name, value in state.items():
+            if not name.startswith(prefix):
+                mine[name].copy_(value)
+        self.optimizer.load_state({n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)})
+        self.steps_done = int(state["steps_done"])
+        self._factors = torch.empty(0)
+
+
+@contextmanager
+def _tf32(allowed: bool):
+    """Allow, or forbid, CUDA to round to tf32, inside only."""
+    flags = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [flag.allow_tf32 for flag in flags]
+    try:
+        for flag in flags:
+            flag.allow_tf32 = allowed
+        yield
+    finally:
+        for flag, value in zip(flags, before, strict=True):
+            flag.allow_tf32 = value
+
+
+class _Graph:
+    """One step as a CUDA graph: fixed input tensors, one launch a step. Capturing leaves the state as it was."""
+
+    WARM_UP = 3
+
+    def __init__(self, stack: Stack, *inputs: torch.Tensor):
+        self.inputs = [value.clone() for value in inputs]
+        before = {name: value.clone() for name, value in stack.state().items()}
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(self.WARM_UP):
+                stack._update(*self.inputs, ())
+        torch.cuda.current_stream().wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            (self.measured,) = stack._update(*self.inputs, ())
+        stack.load_state(before)
+
+    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
+        for mine, value in zip(self.inputs, inputs, strict=True):
+            mine.copy_(value)
+        self.graph.replay()
+        return self.measured
 
 
 class _FixedOrder:
     """An explicit order of examples, the same for every run."""
 
-    def __init__(self, batches: object, setup: Setup, stack: Stack):
+    def __init__(self, batches: object, stack: Stack):
         index = torch.as_tensor(np.asarray(batches), device=stack.device)
-        examples = stack.data.x_train.shape[0]
-        if index.ndim != 2 or len(index) < setup.steps or index.is_floating_point():
+        examples, steps = len(stack.data.x_train), stack.setup.steps
+        if index.ndim != 2 or len(index) < steps or index.is_floating_point():
             raise ConfigError(
-                f"`batches` must be an integer array (steps, batch) with at least {setup.steps} rows; "
+                f"`batches` must be an integer array (steps, batch) with at least {steps} rows; "
                 f"got shape {tuple(index.shape)} of {index.dtype}."
             )
         if index.min() < 0 or index.max() >= examples:
@@ -201,68 +439,207 @@ class _FixedOrder:
                 f"`batches` must index the {examples} training examples from 0; got {int(index.min())} to "
                 f"{int(index.max())}."
             )
-        self._batches = iter(index[:, None, :].expand(-1, len(stack.runs), -1))  # (steps, runs, batch)
+        self._index, self._runs, self._step = index, len(stack.runs), 0
+
+    def seek(self, step: int) -> None:
+        """Go to the batch of a step."""
+        self._step = step
 
     def next(self) -> torch.Tensor:
         """Return the indices of the next mini-batch, shape (runs, batch)."""
-        return next(self._batches)
+        self._step += 1
+        return self._index[self._step - 1].expand(self._runs, -1)
+
+
+# ---------------------------------------------------------------- recording
 
 
 class _Recorder:
     """Preallocated tables of what a `Record` asks for, and their labelled form."""
 
-    def __init__(self, setup: Setup, record: Record, runs: int, steps_per_epoch: int, device: str):
-        self.setup, self.record, self.steps_per_epoch = setup, record, steps_per_epoch
+    def __init__(self, stack: Stack, record: Record, steps_per_epoch: int):
+        self.stack, self.record, self.steps_per_epoch = stack, record, steps_per_epoch
         unit = steps_per_epoch if record.unit == "epoch" else 1
         self.every = record.every * unit
-        self.evaluate_every = None if record.evaluate_every is None else record.evaluate_every * unit
-        dtype = getattr(torch, setup.dtype)
-        rows = -(-setup.steps // self.every)
-        self.steps = torch.empty(rows, len(STEP_METRICS), runs, dtype=dtype, device=device)
+        self.evaluate_every = record.evaluate_every and record.evaluate_every * unit
+        self.curvature_every = record.curvature_every and record.curvature_every * unit
+        self.parts = tuple(name for name, asked in (("layer", record.layers), ("neuron", record.neurons)) if asked)
+        rows, runs = -(-stack.setup.steps // self.every), len(stack.runs)
+        neurons = sum(shape[0] for shape in stack.shapes.values())
+        lengths = {"layer": len(stack.shapes), "neuron": neurons}
+
+        def table(*shape: int) -> torch.Tensor:
+            return torch.zeros(rows, *shape, dtype=stack.weights.dtype, device=stack.device)
+
+        self.tables = {"step": table(len(STEP_METRICS), runs), "rate": table(runs)}
+        self.tables |= {part: table(len(PART_METRICS), runs, lengths[part]) for part in self.parts}
         self.evaluations: dict[int, torch.Tensor] = {}
+        self.curvatures: dict[int, torch.Tensor] = {}
 
     def records(self, step: int) -> bool:
         """Whether the metrics of this step are kept."""
         return step % self.every == 0
 
-    def evaluates(self, step: int) -> bool:
-        """Whether the full data set is evaluated before this step."""
-        return self.evaluate_every is not None and step % self.evaluate_every == 0
+    def look_at(self, step: int) -> None:
+        """Evaluate and measure the curvature before this step, if asked for; always after the last step."""
+        last = step == self.stack.setup.steps
+        for every, kept, measure in (
+            (self.evaluate_every, self.evaluations, self.stack.evaluate),
+            (self.curvature_every, self.curvatures, self.stack.sharpness),
+        ):
+            if every and (last or step % every == 0) and step not in kept:
+                kept[step] = measure()
 
-    def add_step(self, step: int, measured: torch.Tensor) -> None:
+    def add_step(self, step: int, measured: torch.Tensor, *parts: torch.Tensor) -> None:
         """Keep the metrics of one step, without waiting for the device."""
-        self.steps[step // self.every] = measured
+        row = step // self.every
+        self.tables["step"][row] = measured
+        self.tables["rate"][row] = self.stack.rate.squeeze(1)
+        for part, values in zip(self.parts, parts, strict=True):
+            self.tables[part][row] = values
 
-    def add_evaluation(self, step: int, measured: torch.Tensor) -> None:
-        """Keep one evaluation."""
-        self.evaluations[step] = measured
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return what was kept so far, for a resume state."""
+        rows = -(-self.stack.steps_done // self.every)
+        kept = {f"table_{name}": table[:rows].cpu().numpy() for name, table in self.tables.items()}
+        for name, looks in (("evaluations", self.evaluations), ("curvatures", self.curvatures)):
+            kept[f"{name}_steps"] = np.array(list(looks), dtype=np.int64)
+            kept[name] = torch.stack(list(looks.values())).cpu().numpy() if looks else np.empty(0)
+        return kept
 
-    def dataset(self, runs: Sequence[Run], seconds: float, device: str) -> xr.Dataset:
+    def load_arrays(self, kept: Mapping[str, np.ndarray]) -> None:
+        """Take back what `arrays` returned."""
+        for name, table in self.tables.items():
+            rows = kept[f"table_{name}"]
+            table[: len(rows)] = torch.as_tensor(rows)
+        for name, looks in (("evaluations", self.evaluations), ("curvatures", self.curvatures)):
+            pairs = zip(kept[f"{name}_steps"].tolist(), kept[name], strict=False)
+            looks.update({step: torch.as_tensor(row, device=self.stack.device) for step, row in pairs})
+
+    def dataset(self, seconds: float) -> xr.Dataset:
         """Return everything kept as one labelled data set, with its provenance."""
-        table = dict(zip(STEP_METRICS, self.steps.permute(1, 2, 0).cpu().numpy(), strict=True))  # (run, step)
-        lr = np.array([[run.lr] for run in runs])
-        with np.errstate(all="ignore"):  # a run may have left the numbers
-            table["elr"] = (lr / table["weight_norm"].astype(float) ** 2).astype(self.setup.dtype)
-            table["eff_grad_norm"] = table["weight_norm"] * table["grad_norm"]
-        coordinates = {name: ("run", [getattr(run, name) for run in runs]) for name in Run.names()}
-        coordinates["run"] = np.arange(len(runs))
-        coordinates["step"] = np.arange(len(self.steps)) * self.every
-        variables = {name: (("run", "step"), values) for name, values in table.items()}
+        stack, runs = self.stack, self.stack.runs
+        coordinates = {"run": np.arange(len(runs)), "step": np.arange(len(self.tables["step"])) * self.every}
+        coordinates |= {name: ("run", _column(runs, name)) for name in Run.names()}
+        variables = {name: (("run", "step"), values) for name, values in self._step_metrics().items()}
+        for part in self.parts:
+            coordinates[part] = self._part_names(part)
+            values = self.tables[part].permute(1, 2, 0, 3).cpu().numpy()  # (metrics, run, step, part)
+            names = (f"{part}_{name}" for name in PART_METRICS)
+            variables |= {name: (("run", "step", part), rows) for name, rows in zip(names, values, strict=True)}
         if self.evaluations:
             coordinates["eval_step"] = np.array(list(self.evaluations))
             kept = torch.stack(list(self.evaluations.values())).permute(1, 2, 0).cpu().numpy()
-            variables |= {name: (("run", "eval_step"), rows) for name, rows in zip(EVALUATIONS, kept, strict=True)}
-        dataset = xr.Dataset(variables, coordinates)
+            variables |= {n: (("run", "eval_step"), rows) for n, rows in zip(EVALUATIONS, kept, strict=True)}
+        if self.curvatures:
+            coordinates["curvature_step"] = np.array(list(self.curvatures))
+            tops = torch.stack(list(self.curvatures.values())).T.cpu().numpy()
+            variables["sharpness"] = (("run", "curvature_step"), tops)
+        alive, lived = stack.alive.squeeze(1).cpu().numpy(), stack.steps_alive.cpu().numpy()
+        variables["diverged_at"] = ("run", np.where(alive, np.nan, lived))
+        cuda = str(stack.device).startswith("cuda")
         return results.with_provenance(
-            dataset,
-            self.setup,
+            xr.Dataset(variables, coordinates),
+            stack.setup,
+            runs,
             self.record,
             steps_per_epoch=self.steps_per_epoch,
             seconds=seconds,
-            device=torch.cuda.get_device_name() if device.startswith("cuda") else device,
+            device=torch.cuda.get_device_name() if cuda else str(stack.device),
             torch_version=str(torch.__version__),
             threads=torch.get_num_threads(),
         )
+
+    def _step_metrics(self) -> dict[str, np.ndarray]:
+        """Return the recorded metrics and those that follow from them, shape (run, step)."""
+        table = dict(zip(STEP_METRICS, self.tables["step"].permute(1, 2, 0).cpu().numpy(), strict=True))
+        rate = self.tables["rate"].T.cpu().numpy().astype(float)
+        with np.errstate(all="ignore"):  # a run may have left the numbers
+            table["elr"] = (rate / table["weight_norm"].astype(float) ** 2).astype(self.stack.setup.dtype)
+            table["eff_grad_norm"] = table["weight_norm"] * table["grad_norm"]
+        return table
+
+    def _part_names(self, part: str) -> list[str]:
+        shapes = self.stack.shapes
+        if part == "layer":
+            return list(shapes)
+        return [f"{name}[{row}]" for name, shape in shapes.items() for row in range(shape[0])]
+
+
+def _column(runs: Sequence[Run], name: str) -> list:
+    """Return one parameter of all runs; a missing number is nan, as NetCDF knows no None."""
+    values = [getattr(run, name) for run in runs]
+    return [np.nan if value is None else value for value in values]
+
+
+# ---------------------------------------------------------------- resuming
+
+
+class _Resume:
+    """The state of unfinished training in one file, overwritten now and then, all or nothing, with a checksum."""
+
+    def __init__(self, path: Path, stack: Stack, keep: _Recorder, explicit: tuple):
+        self.path, self.stack, self.keep = path, stack, keep
+        facts = [results.settings_of(stack.setup, stack.runs, keep.record), results.code_digest(), str(stack.device)]
+        self.key = results.digest([*facts, _fingerprint(explicit), str(torch.__version__)])
+        self.last = time.monotonic()
+
+    def load(self) -> float:
+        """Go to the stored state if there is one of the same training; return the seconds that it took so far."""
+        try:
+            with np.load(self.path, allow_pickle=False) as stored:
+                content = {name: stored[name] for name in stored.files}
+        except FileNotFoundError:
+            return 0.0
+        except Exception:  # a damaged archive raises many kinds
+            content = {}
+        if str(content.pop("key", "")) != self.key or str(content.pop("sha256", "")) != _fingerprint(content):
+            return 0.0
+        self.keep.load_arrays({name: value for name, value in content.items() if not name.startswith("state_")})
+        state = {n.removeprefix("state_"): torch.as_tensor(v) for n, v in content.items() if n.startswith("state_")}
+        self.stack.load_state(state)
+        return float(content["seconds"])
+
+    def save_now_and_then(self, seconds: float) -> None:
+        """Write the state if the last time is long ago."""
+        if time.monotonic() - self.last >= RESUME_SECONDS:
+            self.save(seconds)
+            self.last = time.monotonic()
+
+    def save(self, seconds: float) -> None:
+        """Write the state."""
+        content = {f"state_{name}": value.cpu().numpy() for name, value in self.stack.state().items()}
+        content |= self.keep.arrays() | {"seconds": np.array(seconds)}
+        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as stream:
+                np.savez(stream, key=self.key, sha256=_fingerprint(content), **content)
+            os.replace(partial, self.path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def _fingerprint(content: object) -> str:
+    """Return the SHA-256 of nested dictionaries, sequences and arrays."""
+    digest = hashlib.sha256()
+
+    def add(value: object) -> None:
+        if isinstance(value, Mapping):
+            for name in sorted(value):
+                digest.update(str(name).encode())
+                add(value[name])
+        elif isinstance(value, tuple):
+            for item in value:
+                add(item)
+        elif value is None:
+            digest.update(b"none")
+        else:
+            array = np.ascontiguousarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value)
+            digest.update(f"{array.dtype.str}{array.shape}".encode() + array.tobytes())
+
+    add(content)
+    return digest.hexdigest()
 
 
 # ---------------------------------------------------------------- progress
@@ -280,17 +657,18 @@ class _Bar:
         """Count one step; now and then redraw."""
         done = step + 1
         if done % self.stride == 0 or done == self.steps:
-            if measured is not None:
-                self.bar.set_postfix_str(f"loss {float(measured[0].median()):.2g}", refresh=False)
+            if not self.bar.disable and measured is not None:
+                self.bar.set_postfix_str(f"loss {float(measured[0].nanmedian()):.2g}", refresh=False)
             self.bar.update(done - self.bar.n)
 
 
 @contextmanager
-def _progress_bar(steps: int, show: bool):
+def _progress_bar(steps: int, done: int, show: bool):
     """Yield a progress bar on standard error, or in the file that $PERIODIC_PROGRESS names, for another process."""
     target = os.environ.get("PERIODIC_PROGRESS")
     with open(target, "w", encoding="utf-8") if show and target else nullcontext(sys.stderr) as stream:
         live = target or stream.isatty()  # in a log, a line now and then
         style = {"dynamic_ncols": True} if live else {"mininterval": LOG_SECONDS, "ascii": True, "ncols": 100}
-        with tqdm(total=steps, unit="step", file=stream, disable=not show, leave=False, **style) as bar:
+        options = {"total": steps, "initial": done, "unit": "step", "disable": not show, "leave": False}
+        with tqdm(file=stream, **options, **style) as bar:
             yield _Bar(bar, steps)

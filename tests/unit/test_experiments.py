@@ -2,9 +2,10 @@ import textwrap
 
 import pytest
 
-from periodic_lib import experiments, results
+from periodic_lib import results
 from periodic_lib.config import ConfigError
-from periodic_lib.experiments import code_digest, plan, run_experiment, state
+from periodic_lib.experiments import plan, run_experiment, state
+from periodic_lib.results import bare_source, code_digest
 
 FILE = """
     small:
@@ -118,7 +119,7 @@ def test_a_result_is_made_once_and_then_loaded(project):
 
 def test_a_result_of_other_code_or_settings_is_made_again(project, monkeypatch, capsys):
     first = run_experiment("small", "smoke", progress=False)
-    monkeypatch.setattr(experiments, "code_digest", lambda: "changed")
+    monkeypatch.setattr(results, "code_digest", lambda: "changed")
     assert state(plan("small", "smoke"))[0] == "out of date"
     again = run_experiment("small", "smoke", progress=False)
     assert again.attrs["code"] == "changed" != first.attrs["code"]
@@ -143,7 +144,7 @@ def test_a_damaged_result_is_set_aside_and_made_again(project, capsys):
 def test_the_code_digest_ignores_comments_and_sees_code(tmp_path):
     source = 'def f(x):\n    """Double."""\n    return 2 * x  # twice\n'
     better = '"""A module."""\n\n\ndef f(x):\n    """Return twice x."""\n    return 2 * x\n'
-    assert experiments.bare_source(source) == experiments.bare_source(better)
-    assert experiments.bare_source(source) != experiments.bare_source(source.replace("2 *", "3 *"))
-    assert experiments.bare_source("x = '#'  # c") == "x = '#'"
+    assert bare_source(source) == bare_source(better)
+    assert bare_source(source) != bare_source(source.replace("2 *", "3 *"))
+    assert bare_source("x = '#'  # c") == "x = '#'"
     assert len(code_digest()) == 64

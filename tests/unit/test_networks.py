@@ -1,97 +1,271 @@
+import itertools
+
 import pytest
 import torch
+from torch import nn
 
 from periodic_lib import networks
-from periodic_lib.config import Run, Setup
+from periodic_lib.config import ConfigError, Run, Setup
 from periodic_lib.metrics import scale_sensitivity
-from periodic_lib.networks import Statistics, batch_norm
+from periodic_lib.networks import FEATURES, PICTURES, Statistics, batch_norm
 from periodic_lib.training import Stack
 
-
-def plain(setup: Setup, values: dict, eps: float) -> torch.nn.Sequential:
-    """The same network of one run in plain PyTorch."""
-    layers, names = [], [name for name in values if name.startswith("hidden")]
-    for name in names:
-        out, fan_in = values[name].shape
-        layer = torch.nn.Linear(fan_in, out, bias=False, dtype=torch.float64)
-        layer.weight.data = values[name].clone()
-        norm = torch.nn.BatchNorm1d(out, eps=eps, affine=False, momentum=None, dtype=torch.float64)
-        layers += [layer, norm, torch.nn.ReLU()]
-    last = torch.nn.Linear(*reversed(values["last.weight"].shape), dtype=torch.float64)
-    last.weight.data, last.bias.data = values["last.weight"].clone(), values["last.bias"].clone()
-    return torch.nn.Sequential(*layers, last)
+NETWORKS = ["mlp", "convnet", "resnet18", "transformer"]
+SHAPES = [(1, 8, 8), (3, 32, 32), (1, 28, 28)]
+RUNS = 2
 
 
-@pytest.fixture(scope="module")
-def stack():
-    return Stack(Setup(dtype="float64", width=24, bn_eps=0), [Run(0.1, 0.1, init_seed=s, data_seed=s) for s in (0, 5)])
+def make(name, shape=(1, 8, 8), **options):
+    """A network in float64 with the values of two runs; scale and shift are moved away from 1 and 0."""
+    width = 16 if name == "transformer" else 8
+    setup = Setup(network=name, width=width, dtype="float64", **{"bn_eps": 0, **options})
+    network = networks.build(setup, shape, classes=10)
+    drawn = [network.initialize(run) for run in range(RUNS)]
+    values = {key: torch.stack([one[key] for one in drawn]) for key in drawn[0]}
+    generator = torch.Generator().manual_seed(0)
+    for key in values:
+        if key.endswith(("scale", "shift")):
+            values[key] = 0.5 + torch.rand(values[key].shape, dtype=torch.float64, generator=generator)
+    x = torch.randn(RUNS, 12, *shape, dtype=torch.float64, generator=generator)
+    return network, values, x
 
 
-@pytest.mark.parametrize("factor", [0.1, 10.0])
-def test_declared_scale_invariance_is_what_a_probe_finds(stack, factor):
+# ---------------------------------------------------------------- scale invariance
+
+
+@pytest.mark.parametrize("others", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", [*NETWORKS, "transformer rmsnorm"])
+def test_declared_scale_invariance_is_what_a_probe_finds(name, shape, others):
+    name, _, normalization = name.partition(" ")
+    network, values, x = make(name, shape, train_others=others, normalization=normalization or "layernorm")
+    labels = torch.arange(12).expand(RUNS, -1) % 10
+
+    def loss(v):
+        return networks.cross_entropy(network.logits(v, x), labels)
+
+    groups = {}
+    for parameter in network.parameters:
+        groups.setdefault(parameter.group, []).append(parameter.name)
+    for group, names in groups.items():
+        if group is not None:
+            assert scale_sensitivity(loss, values, names, 3.0) < 1e-10, group
+        if group is None or len(names) > 1:  # each by itself changes the loss, if it matters to it at all
+            for one in names:
+                leaf = values[one].clone().requires_grad_()
+                (gradient,) = torch.autograd.grad(loss({**values, one: leaf}).sum(), leaf)
+                if gradient.abs().max() > 1e-12:
+                    assert scale_sensitivity(loss, values, [one], 3.0) > 1e-7, one
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_all_trained_weights_are_invariant_together_in_the_invariant_variant(name):
+    stack = Stack(Setup(network=name, width=16, dtype="float64", bn_eps=0), [Run(0.1, 0), Run(0.1, 0, init_seed=1)])
+    assert stack.weights.shape[1] == stack.n_invariant
     batch = stack.batch_order().next()
-    x, labels = stack.data.x_train[batch], stack.data.y_train[batch]
-
-    def loss(values):
-        return networks.cross_entropy(stack.network.logits(values, x), labels)
-
-    values = stack.values(stack.weights.detach())
-    for parameter in stack.network.parameters:
-        change = scale_sensitivity(loss, values, parameter.name, factor)
-        assert (change < 1e-12) == parameter.scale_invariant, parameter.name
-        assert parameter.scale_invariant or change > 1e-4
+    assert torch.allclose(stack.loss(7 * stack.weights, batch), stack.loss(stack.weights, batch), rtol=1e-10)
 
 
-def test_every_neuron_is_scale_invariant_on_its_own(stack):
-    batch = stack.batch_order().next()
-    weights = stack.weights.detach().clone()
-    values = stack.values(weights)
-    before = stack.loss(weights, batch)
-    values["hidden1.weight"][:, 3] *= 7.0  # a view: changes the flat weights
-    assert torch.allclose(stack.loss(weights, batch), before, rtol=1e-12)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_ordinary_variant_trains_everything(name):
+    stack = Stack(Setup(network=name, width=16, train_others=True, last_layer_norm=None), [Run(0.1, 0)])
+    assert list(stack.fixed) == []
+    assert {"last.weight", "norm.scale"} & set(stack.trained)
+    assert stack.weights.shape[1] > stack.n_invariant
+
+
+# ---------------------------------------------------------------- oracles in plain PyTorch
+
+
+class PlainConvNet(nn.Module):
+    def __init__(self, channels, width, affine):
+        super().__init__()
+        sizes = [channels] + [width * 2**i for i in range(4)]
+        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1, bias=False) for i, o in itertools.pairwise(sizes))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(o, affine=affine, momentum=None) for o in sizes[1:])
+        self.last = nn.Linear(sizes[-1], 10)
+
+    def names(self):
+        table = {f"conv{i}.weight": conv.weight for i, conv in enumerate(self.convs)}
+        for i, norm in enumerate(self.norms):
+            if norm.affine:
+                table |= {f"norm{i}.scale": norm.weight, f"norm{i}.shift": norm.bias}
+        return table | {"last.weight": self.last.weight, "last.bias": self.last.bias}
+
+    def forward(self, x):
+        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            x = torch.relu(norm(conv(x)))
+            x = nn.functional.max_pool2d(x, 2) if i else x
+        return self.last(nn.functional.max_pool2d(x, x.shape[-1]).flatten(1))
+
+
+class PlainBlock(nn.Module):
+    def __init__(self, inputs, outputs, stride, affine):
+        super().__init__()
+        self.norm0, self.norm1 = (nn.BatchNorm2d(c, affine=affine) for c in (inputs, outputs))
+        self.conv0 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.conv1 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        if stride > 1 or inputs != outputs:
+            self.shortcut_norm = nn.BatchNorm2d(inputs, affine=affine)
+            self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x):
+        h = self.conv1(torch.relu(self.norm1(self.conv0(torch.relu(self.norm0(x))))))
+        return h + (self.shortcut(self.shortcut_norm(x)) if hasattr(self, "shortcut") else x)
+
+
+class PlainResNet(nn.Module):
+    def __init__(self, channels, width, affine):
+        super().__init__()
+        self.first = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
+        size = width
+        for stage in range(4):
+            for number in range(2):
+                block = PlainBlock(size, width * 2**stage, 2 if stage and not number else 1, affine)
+                self.add_module(f"block{stage}{number}", block)
+                size = width * 2**stage
+        self.norm = nn.BatchNorm2d(size, affine=affine)
+        self.last = nn.Linear(size, 10, bias=False)
+
+    def names(self):
+        return {
+            name.replace("norm.weight", "norm.scale").replace("norm.bias", "norm.shift")
+            if name.startswith("norm.")
+            else _renamed(name): value
+            for name, value in self.named_parameters()
+        }
+
+    def forward(self, x):
+        x = self.first(x)
+        for name, block in self.named_children():
+            x = block(x) if name.startswith("block") else x
+        return self.last(torch.relu(self.norm(x)).mean((2, 3)))
+
+
+def _renamed(name):
+    layer, _, kind = name.rpartition(".")
+    return f"{layer}.{ {'weight': 'scale', 'bias': 'shift'}[kind] }" if "norm" in layer else name
+
+
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize(("name", "plain"), [("convnet", PlainConvNet), ("resnet18", PlainResNet)])
+def test_a_stack_computes_what_plain_networks_compute(name, plain, affine):
+    network, values, x = make(name, (3, 32, 32), train_others=affine, bn_eps=1e-5)
+    stacked = network.logits(values, x)
+    for run in range(RUNS):
+        module = plain(3, 8, affine).double()
+        assert set(module.names()) == set(values)
+        for key, parameter in module.names().items():
+            parameter.data = values[key][run].clone()
+        assert torch.allclose(stacked[run].T, module(x[run]), rtol=1e-8, atol=1e-10)
+
+
+def test_the_mlp_is_a_plain_perceptron():
+    network, values, x = make("mlp", train_others=True, bn_eps=1e-5)
+    stacked = network.logits(values, x)
+    for run in range(RUNS):
+        h = x[run].flatten(1)
+        for i in range(3):
+            h = h @ values[f"hidden{i}.weight"][run].T
+            h = nn.functional.batch_norm(
+                h, None, None, values[f"norm{i}.scale"][run], values[f"norm{i}.shift"][run], training=True
+            ).relu()
+        plain = h @ values["last.weight"][run].T + values["last.bias"][run]
+        assert torch.allclose(stacked[run].T, plain, rtol=1e-9)
+
+
+def test_attention_is_what_its_definition_says():
+    network, values, _ = make("transformer")
+    h = torch.randn(RUNS, 3, 16, 16, dtype=torch.float64)  # (runs, batch, tokens, features)
+    ours = network._attention(values, "block0", h)
+    for run in range(RUNS):
+        q, k, v = (h[run] @ values[f"block0.{matrix}"][run].T for matrix in ("queries", "keys", "values"))
+        for head in range(4):
+            part = slice(4 * head, 4 * head + 4)
+            q_, k_ = (nn.functional.layer_norm(m[..., part], (4,), eps=0) for m in (q, k))
+            weights = torch.softmax(q_ @ k_.transpose(1, 2) / 4**0.5, dim=-1)
+            assert torch.allclose(ours[run, ..., part], weights @ v[..., part], rtol=1e-9)
+
+
+def test_patches_hold_every_pixel_once():
+    network, _, x = make("transformer", (3, 28, 28))
+    patches = network._patches(x)
+    assert patches.shape == (RUNS, 12, 16, 3 * 7 * 7)
+    assert torch.equal(patches[1, 5, 0], x[1, 5, :, :7, :7].flatten())
+    assert torch.equal(patches[1, 5, 6], x[1, 5, :, 7:14, 14:21].flatten())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_runs_do_not_mix(name):
+    network, values, x = make(name)
+    alone = {key: value[1:] for key, value in values.items()}
+    assert torch.allclose(network.logits(values, x)[1:], network.logits(alone, x[1:]), rtol=1e-10)
+
+
+# ---------------------------------------------------------------- batch normalization, initialization
 
 
 def test_batch_norm_is_pytorchs():
     h = torch.randn(3, 5, 17, dtype=torch.float64)  # (runs, channels, batch)
+    scale, shift = torch.rand(2, 3, 5, dtype=torch.float64)
+    ours = batch_norm(h, 1e-3, FEATURES, scale, shift)
     for run in range(3):
-        theirs = torch.nn.functional.batch_norm(h[run].T, None, None, training=True, eps=1e-3).T
-        assert torch.allclose(batch_norm(h, 1e-3)[run], theirs, atol=1e-12)
+        theirs = nn.functional.batch_norm(h[run].T, None, None, scale[run], shift[run], training=True, eps=1e-3).T
+        assert torch.allclose(ours[run], theirs, atol=1e-12)
+    pictures = torch.randn(6, 15, 4, 4, dtype=torch.float64)  # (batch, runs * channels, height, width)
+    theirs = nn.functional.batch_norm(pictures, None, None, scale.flatten(), shift.flatten(), training=True, eps=1e-3)
+    assert torch.allclose(batch_norm(pictures, 1e-3, PICTURES, scale, shift), theirs, atol=1e-12)
 
 
-def test_a_stack_computes_what_plain_networks_compute():
-    setup = Setup(dtype="float64", width=16, depth=2)
-    stack = Stack(setup, [Run(0.1, 0, init_seed=s) for s in range(3)])
-    x = stack.data.x_train[:50]
-    stacked = stack.network.logits(stack.values(stack.weights.detach()), x.expand(3, -1, -1))
-    for run in range(3):
-        network = plain(setup, stack.network.initialize(run), setup.bn_eps)
-        assert torch.allclose(stacked[run].T, network(x), rtol=1e-10)
-
-
-def test_re_estimated_statistics_are_those_of_the_whole_set():
-    setup = Setup(dtype="float64", width=16, depth=2)
-    stack = Stack(setup, [Run(0.1, 0)])
-    train, test = stack.data.x_train, stack.data.x_test
-    network, statistics = plain(setup, stack.network.initialize(0), setup.bn_eps), Statistics()
-    network.train()(train)
-    correction = (len(train) - 1) / len(train)  # PyTorch keeps the unbiased variance
-    for layer in network:
-        if isinstance(layer, torch.nn.BatchNorm1d):
-            layer.running_var *= correction
-    values = stack.values(stack.weights.detach())
-    stack.network.logits(values, train[None], statistics.collect)
-    ours = stack.network.logits(values, test[None], statistics.apply)
-    assert torch.allclose(ours[0].T, network.eval()(test), rtol=1e-9)
+@pytest.mark.parametrize("affine", [False, True])
+def test_re_estimated_statistics_are_those_of_update_bn(affine):
+    network, values, _ = make("convnet", (3, 32, 32), train_others=affine, bn_eps=1e-5)
+    batches = torch.randn(3, 20, 3, 32, 32, dtype=torch.float64)
+    test = torch.randn(15, 3, 32, 32, dtype=torch.float64)
+    statistics = Statistics()
+    for batch in batches:
+        statistics.begin()
+        network.logits(values, batch.expand(RUNS, *batch.shape), statistics.collect)
+        statistics.batches += 1
+    statistics.begin()
+    ours = network.logits(values, test.expand(RUNS, *test.shape), statistics.apply)
+    for run in range(RUNS):
+        module = PlainConvNet(3, 8, affine).double()
+        for key, parameter in module.names().items():
+            parameter.data = values[key][run].clone()
+        torch.optim.swa_utils.update_bn(batches, module)
+        assert torch.allclose(ours[run].T, module.eval()(test), rtol=1e-8, atol=1e-10)
 
 
 def test_initialization_is_pytorchs_default_with_the_last_layer_scaled():
-    network = networks.build(Setup(width=256), features=64, classes=10)
+    network = networks.build(Setup(width=256), (1, 8, 8), classes=10)
     values = network.initialize(0)
-    assert values["hidden0.weight"].shape == (256, 64)
     bound = 1 / 64**0.5
+    assert values["hidden0.weight"].shape == (256, 64)
     assert values["hidden0.weight"].abs().max() <= bound
     assert float(values["hidden0.weight"].std()) == pytest.approx(bound / 3**0.5, rel=0.02)
     assert float(values["last.weight"].norm()) == pytest.approx(10.0)
-    free = networks.build(Setup(width=256, last_layer_norm=None), 64, 10).initialize(0)
+    free = networks.build(Setup(width=256, last_layer_norm=None), (1, 8, 8), 10).initialize(0)
     assert free["last.weight"].abs().max() <= 1 / 256**0.5
     assert not torch.equal(values["hidden0.weight"], network.initialize(1)["hidden0.weight"])
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_convnet_has_one_to_five_blocks(depth, shape):
+    network, values, x = make("convnet", shape, depth=depth)
+    assert network.logits(values, x).shape == (RUNS, 10, 12)
+    assert values[f"conv{depth - 1}.weight"].shape[1] == 8 * 2 ** (depth - 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"network": "convnet", "depth": 6}, "`depth` of 'convnet' must be from 1 to 5; got 6"),
+        ({"network": "resnet18", "depth": 2}, "`depth` of 'resnet18' is fixed"),
+        ({"network": "transformer", "width": 18}, "multiple of its 4 heads, at least 16; got 18"),
+    ],
+)
+def test_impossible_networks_are_refused(options, word):
+    with pytest.raises(ConfigError, match=word):
+        Setup(**options)

@@ -67,7 +67,7 @@ def test_only_what_is_out_of_date_runs(project, monkeypatch):
     assert notebooks.execute(profile="smoke") == ["01_one"]
     (project / "book" / "claims.yml").write_text(CLAIMS.replace("It runs.", "It ran."))
     assert notebooks.execute(profile="smoke") == ["01_one"]
-    monkeypatch.setattr(notebooks.experiments, "code_digest", lambda *_: "library changed")
+    monkeypatch.setattr(notebooks.results, "code_digest", lambda *_: "library changed")
     assert not notebooks.is_current("02_two", "smoke")
     source = json.loads((project / "book" / "01_one.ipynb").read_text())
     assert all(not c.get("outputs") for c in source["cells"])  # the source stays as it is

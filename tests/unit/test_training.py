@@ -1,8 +1,14 @@
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from periodic_lib import Record, Run, Setup, grid, theory, train
+from periodic_lib import Record, Run, Setup, grid, results, theory, train, training
 from periodic_lib.config import ConfigError
 from periodic_lib.training import Stack
 
@@ -36,7 +42,7 @@ def test_training_is_a_hand_written_pytorch_loop():
     data = Stack(setup, [run]).data
     optimizer = torch.optim.SGD(weights, lr=run.lr, weight_decay=run.weight_decay, momentum=run.momentum)
     for step, index in enumerate(torch.as_tensor(batches)):
-        loss = torch.nn.functional.cross_entropy(network(data.x_train[index]), data.y_train[index])
+        loss = torch.nn.functional.cross_entropy(network(data.x_train[index].flatten(1)), data.y_train[index])
         optimizer.zero_grad()
         loss.backward()
         norm = torch.sqrt(sum(w.detach().square().sum() for w in weights))
@@ -163,14 +169,19 @@ def test_records_follow_the_request():
 
 def test_a_run_that_leaves_the_numbers_leaves_its_neighbour_alone():
     setup = Setup(**SMALL, steps=30)
-    huge = Run(1e38, 0.0, init_scale=1e-18)
-    pair, alone = quick(setup, [huge, Run(0.1, 1e-2)]), quick(setup, [Run(0.1, 1e-2)])
-    assert not np.isfinite(pair.train_loss[0]).all()
-    np.testing.assert_allclose(pair.train_loss[1], alone.train_loss[0], rtol=1e-6)
+    huge, sane = Run(1e38, 0.0, init_scale=1e-18), Run(0.1, 1e-2)
+    pair, healthy = quick(setup, [huge, sane]), quick(setup, [Run(0.2, 1e-2), sane])
+    where = int(pair.diverged_at[0])
+    assert np.isfinite(pair.train_loss[0, :where]).all()
+    assert np.isnan(pair.train_loss[0, where:]).all()
+    assert np.isnan(pair.diverged_at[1])
+    for name in ("train_loss", "weight_norm", "angular_update"):
+        assert (pair[name][1].values == healthy[name][1].values).all()  # bit for bit
 
 
 def test_the_result_says_where_it_comes_from():
     result = quick(Setup(**SMALL, steps=3), [Run(0.1, 1e-2, momentum=0.5, init_seed=4)])
+    assert np.isnan(result.others_lr[0])
     assert float(result.momentum[0]) == 0.5
     assert int(result.init_seed[0]) == 4
     for name in ("setup", "record", "seconds", "created", "git_revision", "device", "torch_version", "threads"):
@@ -214,3 +225,213 @@ def test_cuda_follows_the_cpu():
     setup, runs = Setup(**SMALL, steps=20, dtype="float64"), grid(lr=0.1, weight_decay=1e-2, seed=[0, 1])
     cpu, cuda = (quick(setup, runs, device=device) for device in ("cpu", "cuda"))
     np.testing.assert_allclose(cpu.train_loss, cuda.train_loss, rtol=1e-9)
+
+
+# ---------------------------------------------------------------- every network, optimizer and schedule
+
+
+@pytest.mark.parametrize("name", ["convnet", "resnet18", "transformer"])
+@pytest.mark.parametrize("others", [False, True])
+def test_every_network_trains_the_same_in_a_stack_and_alone(name, others):
+    setup = Setup(network=name, width=16, steps=6, batch_size=32, dtype="float64", train_others=others, augment=True)
+    runs = [Run(0.05, 1e-2), Run(0.1, 1e-3, init_seed=1, data_seed=2, schedule="cosine", warmup=3, others_lr=0.01)]
+    together = quick(setup, runs, record=Record(evaluate_every=6))
+    for row, run in enumerate(runs):
+        alone = quick(setup, [run], record=Record(evaluate_every=6))
+        for metric in ("train_loss", "weight_norm", "angular_update", "elr", "test_loss", "train_loss_full"):
+            np.testing.assert_allclose(together[metric][row], alone[metric][0], rtol=1e-7, err_msg=metric)
+
+
+def test_convnet_training_is_a_hand_written_pytorch_loop():
+    """Foreign weights and explicit batches: loss and norm agree with plain PyTorch over 20 steps, in float32."""
+    from test_networks import PlainConvNet
+
+    steps, lr, wd = 20, 0.05, 1e-2
+    torch.manual_seed(0)
+    module = PlainConvNet(1, 8, affine=False)
+    module.last.requires_grad_(False)
+    initial = {name: value.detach().clone() for name, value in module.names().items()}
+    setup = Setup(network="convnet", width=8, steps=steps)
+    batches = np.random.default_rng(0).integers(0, 1437, (steps, 64))
+    ours = quick(setup, [Run(lr, wd)], initial=initial, batches=batches)
+    data = Stack(setup, [Run(lr, wd)]).data
+    weights = [conv.weight for conv in module.convs]
+    optimizer = torch.optim.SGD(weights, lr=lr, weight_decay=wd)
+    for step, index in enumerate(torch.as_tensor(batches)):
+        loss = torch.nn.functional.cross_entropy(module(data.x_train[index]), data.y_train[index])
+        norm = torch.sqrt(sum(w.detach().square().sum() for w in weights))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        assert float(ours.train_loss[0, step]) == pytest.approx(float(loss.detach()), rel=1e-5)
+        assert float(ours.weight_norm[0, step]) == pytest.approx(float(norm), rel=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["nesterov", "adam", "adamw"])
+def test_every_optimizer_learns(optimizer):
+    lr = 0.05 if optimizer == "nesterov" else 1e-2
+    setup = Setup(optimizer=optimizer, steps=120, drop_last=True)
+    result = quick(setup, [Run(lr, 1e-3, momentum=0.9)], record=Record(evaluate_every=120))
+    assert float(result.train_error[0, -1]) < 0.02
+
+
+def test_the_effective_learning_rate_follows_the_schedule():
+    setup = Setup(**SMALL, steps=40, dtype="float64")
+    runs = [Run(0.1, 1e-2, schedule=schedule) for schedule in ("step", "cosine")]
+    result = quick(setup, runs)
+    rate = result.elr * result.weight_norm**2
+    np.testing.assert_allclose(rate[0], [0.1 / 10 ** (4 * t // 40) for t in range(40)], rtol=1e-9)
+    np.testing.assert_allclose(rate[1], 0.05 * (1 + np.cos(np.pi * np.arange(40) / 40)), rtol=1e-9)
+
+
+def test_constant_elr_keeps_the_effective_learning_rate():
+    result = quick(
+        Setup(**SMALL, steps=60, dtype="float64"), [Run(0.5, 1e-2, schedule="constant_elr"), Run(0.5, 1e-2)]
+    )
+    np.testing.assert_allclose(result.elr[0], result.elr[0, 0], rtol=1e-12)
+    assert result.elr[1].max() > 1.01 * result.elr[1].min()
+
+
+@pytest.mark.parametrize("scope", ["total", "layer"])
+def test_the_norm_can_be_fixed(scope):
+    setup = Setup(**SMALL, steps=30, dtype="float64", fixed_norm=3.0, fixed_norm_scope=scope)
+    result = quick(setup, [Run(0.5, 0.0), Run(0.5, 1e-2)], record=Record(layers=True, evaluate_every=None))
+    fixed = result.weight_norm if scope == "total" else result.layer_weight_norm
+    np.testing.assert_allclose(fixed, 3.0, rtol=1e-12)
+
+
+def test_layers_and_neurons_add_up_and_obey_the_norm_recursion():
+    setup = Setup(**SMALL, steps=30, dtype="float64", bn_eps=0)
+    result = quick(setup, [Run(0.3, 1e-2)], record=Record(layers=True, neurons=True, evaluate_every=None))
+    assert result.layer.values.tolist() == ["hidden0.weight", "hidden1.weight"]
+    assert result.neuron.values[17] == "hidden1.weight[1]"
+    for part in ("layer", "neuron"):
+        np.testing.assert_allclose((result[f"{part}_weight_norm"] ** 2).sum(part), result.weight_norm**2, rtol=1e-12)
+        rho, slope = result[f"{part}_weight_norm"].values[0], result[f"{part}_grad_norm"].values[0]
+        np.testing.assert_allclose(theory.next_norm(0.3, 1e-2, rho, rho * slope)[:-1], rho[1:], rtol=1e-10)
+        turn = theory.angular_update(0.3, 1e-2, rho, rho * slope)
+        np.testing.assert_allclose(result[f"{part}_angular_update"][0], turn, rtol=1e-6, atol=1e-12)
+
+
+def test_sharpness_is_that_of_the_dense_hessian():
+    setup = Setup(width=4, depth=1, steps=4, batch_size=None, train_size=60, dtype="float64")
+    runs = grid(lr=0.1, weight_decay=1e-2, seed=[0, 1])
+    result = quick(setup, runs, record=Record(evaluate_every=None, curvature_every=2))
+    assert result.curvature_step.values.tolist() == [0, 2, 4]
+    stack = Stack(setup, runs)
+    everything = torch.arange(60).expand(1, -1)
+    for run in range(2):
+        w = stack.weights.detach()[run]
+        alone = Stack(setup, [runs[run]])
+        dense = torch.autograd.functional.hessian(lambda v, one=alone: one.loss(v[None], everything).sum(), w)
+        top = float(torch.linalg.eigvalsh(dense)[-1]) * float(w.square().sum())
+        assert float(result.sharpness[run, 0]) == pytest.approx(top, rel=2e-3)
+
+
+def test_measuring_curvature_and_parts_does_not_change_the_trajectory():
+    setup, runs = Setup(width=8, depth=1, steps=12), grid(lr=0.1, weight_decay=1e-2, seed=[0, 1])
+    plain = quick(setup, runs)
+    watched = quick(setup, runs, record=Record(layers=True, neurons=True, evaluate_every=4, curvature_every=6))
+    assert (plain.train_loss.values == watched.train_loss.values).all()
+
+
+def test_a_large_full_batch_gives_the_same_numbers_run_by_run(monkeypatch):
+    setup = Setup(width=8, depth=1, steps=5, batch_size=None, dtype="float64")
+    runs = grid(lr=0.1, weight_decay=1e-2, seed=[0, 1, 2])
+    at_once = quick(setup, runs)
+    monkeypatch.setattr(training, "FULL_BATCH_NUMBERS", 1)
+    np.testing.assert_allclose(quick(setup, runs).train_loss, at_once.train_loss, rtol=1e-12)
+
+
+@pytest.mark.parametrize("matmul", ["tf32", "bfloat16"])
+def test_less_precise_arithmetic_only_when_asked(matmul):
+    setup = Setup(**SMALL, steps=5)
+    full, less = (quick(replace(setup, matmul=m), [Run(0.1, 1e-2)]) for m in ("full", matmul))
+    np.testing.assert_allclose(less.train_loss, full.train_loss, rtol=0.05)
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert json.loads(less.attrs["setup"])["matmul"] == matmul
+    if matmul == "bfloat16":  # a CPU has no tf32
+        assert (less.train_loss.values != full.train_loss.values).any()
+
+
+def test_own_data_are_trained_on(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    pictures = (rng.random((60, 6, 6, 3)) * 50 + 60 * labels[:, None, None, None]).astype(np.uint8)
+    np.savez(tmp_path / "own.npz", x_train=pictures, y_train=labels, x_test=pictures[:9], y_test=labels[:9])
+    setup = Setup(dataset=str(tmp_path / "own.npz"), network="convnet", width=8, depth=2, batch_size=20, steps=40)
+    result = quick(setup, [Run(0.05, 1e-3)], record=Record(evaluate_every=40))
+    assert float(result.train_error[0, -1]) < 0.1
+
+
+# ---------------------------------------------------------------- stopping and going on
+
+
+def interrupted_then_resumed(setup, runs, record, path, at):
+    """Train with a resume state written after every step; stop at a step, then go on with a fresh call."""
+
+    class Stop(Exception):
+        pass
+
+    original = Stack.step
+
+    def step(self, *arguments):
+        if self.steps_done == at:
+            raise Stop
+        return original(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "RESUME_SECONDS", 0)
+        patch.setattr(Stack, "step", step)
+        with pytest.raises(Stop):
+            train(setup, runs, record, progress=False, resume=path)
+    return train(setup, runs, record, progress=False, resume=path)
+
+
+@pytest.mark.parametrize("at", [1, 17, 24])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_stopping_and_going_on_is_not_stopping(tmp_path, at, optimizer):
+    setup = Setup(width=8, depth=1, steps=25, optimizer=optimizer, augment=True, network="mlp")
+    runs = [Run(0.1, 1e-2, momentum=0.9, schedule="cosine"), Run(1e38, 0, init_scale=1e-18, data_seed=3)]
+    record = Record(every=3, layers=True, evaluate_every=5, curvature_every=10)
+    whole = train(setup, runs, record, progress=False)
+    pieces = interrupted_then_resumed(setup, runs, record, tmp_path / "state.npz", at)
+    assert pieces.drop_attrs().identical(whole.drop_attrs())  # bit for bit, nan where nan
+
+
+def test_a_state_of_other_training_or_a_damaged_one_is_not_used(tmp_path):
+    setup, runs, path = Setup(width=8, depth=1, steps=25), [Run(0.1, 1e-2)], tmp_path / "state.npz"
+    interrupted_then_resumed(setup, runs, Record(), path, at=10)
+    other = [Run(0.2, 1e-2)]
+    assert (
+        train(setup, other, progress=False, resume=path).train_loss.values == quick(setup, other).train_loss.values
+    ).all()
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert (
+        train(setup, runs, progress=False, resume=path).train_loss.values == quick(setup, runs).train_loss.values
+    ).all()
+
+
+def test_killed_at_a_random_step_and_started_again_is_bit_identical(tmp_path):
+    """SIGKILL, not an exception: the state on disk is all there is."""
+    code = (
+        "import sys; from periodic_lib import Setup, Run, Record, train, training; training.RESUME_SECONDS = 0.05; "
+        "from periodic_lib import results; "
+        "out = train(Setup(width=16, depth=2, steps=3000), [Run(0.3, 1e-2), Run(0.1, 1e-2, data_seed=1)], "
+        "Record(evaluate_every=500), resume=sys.argv[1], progress=False); results.save(out, sys.argv[2])"
+    )
+    state, killed, whole = (tmp_path / name for name in ("state.npz", "killed.nc", "whole.nc"))
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen([*command, state, killed]) as process:
+        deadline = time.monotonic() + 60
+        while not state.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.3)
+        process.kill()
+    assert state.exists()
+    assert not killed.exists()
+    for path, target in ((state, killed), (tmp_path / "none.npz", whole)):
+        subprocess.run([*command, path, target], check=True)
+    assert results.load(killed).drop_attrs().identical(results.load(whole).drop_attrs())
