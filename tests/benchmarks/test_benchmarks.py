@@ -30,7 +30,7 @@ def test_bench_writes_a_row_per_loop(tmp_path, monkeypatch):
 
 
 def test_operations_are_counted():
-    # forward and gradient by the weights of three layers; the gradient by their inputs of all but the first; last layer
+    # three layers: forward, gradient by weights, gradient by inputs (not of the first); and the last layer
     batch, width, layers = 128, 64, 3
     products = layers + layers + (layers - 1)
     expected = 2 * batch * (products * width * width + 2 * width * 10)
