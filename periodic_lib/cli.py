@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import yaml
 
 from periodic_lib import experiments
-from periodic_lib.config import ConfigError
+from periodic_lib.config import ConfigError, Run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -110,11 +110,13 @@ def listing() -> str:
 
 def summary(dataset):
     """Return one row per run: its parameters, regime, destabilizations, median period, final losses and error."""
-    from periodic_lib import periods
+    from periodic_lib import periods, results
 
     table = dataset.drop_dims([name for name in ("step", "eval_step") if name in dataset.dims])
     table = table.drop_vars("run").to_dataframe()
-    plain = not dataset.momentum.any()  # the regime is defined by the balance without momentum
+    table = table[[n for n in Run.names() if n in ("lr", "weight_decay") or table[n].nunique(dropna=False) > 1]]
+    setup = results.setup_of(dataset)
+    plain = not dataset.momentum.any() and setup.optimizer == "sgd"  # the balance that a regime is defined by
     table["regime"] = periods.classify_regime(dataset).values if plain else "-"
     kicks, complete = periods.find_destabilizations(dataset), periods.find_periods(dataset)
     runs = dataset.run.values

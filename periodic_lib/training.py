@@ -240,7 +240,8 @@ class Stack:
         """Update all runs on the examples `index` (runs, batch); return what was measured.
 
         `parts`: None to measure nothing but the loss; else of which parts ("layer", "neuron") to measure, too.
-        Returns `STEP_METRICS` (metrics, runs), then for each part `PART_METRICS` (metrics, runs, parts).
+        Returns `STEP_METRICS` (metrics, runs), or the loss alone, (1, runs); then for each part `PART_METRICS`
+        (metrics, runs, parts).
         """
         x, labels = self.data.x_train[index], self.data.y_train[index]  # (runs, batch, c, h, w), (runs, batch)
         if self.setup.augment:
@@ -269,14 +270,15 @@ class Stack:
         loss, gradient = self._loss_and_gradient(x, labels)
         with torch.no_grad():
             w, g = self.invariant, gradient[:, : self.n_invariant]
-            rho = metrics.norm(w)
+            rho = metrics.norm(w) if parts is not None or self._keeps_elr else None
             if self._keeps_elr:
                 factor = torch.where(self._square, factor * (rho.unsqueeze(1) / self.first_norm) ** 2, factor)
             torch.mul(self._base, factor, out=self.rate)
             new = self.optimizer.step(self.weights, gradient, factor)
-            turn = metrics.angle(w, new[:, : self.n_invariant], rho)
+            moved = new[:, : self.n_invariant]
+            turn = metrics.norm(moved) if parts is None else metrics.angle(w, moved, rho)
             self._freeze(loss, turn, new)
-            measured = torch.stack([loss, rho, metrics.norm(g), turn])
+            measured = loss[None].clone() if parts is None else torch.stack([loss, rho, metrics.norm(g), turn])
             measured.masked_fill_(self.alive.logical_not().T, torch.nan)
             pieces = tuple(self._of_parts(part, w, g, new) for part in parts or ())
             torch.where(self.alive, new, self.weights, out=self.weights)
@@ -304,7 +306,7 @@ class Stack:
     def _freeze(self, loss: torch.Tensor, turn: torch.Tensor, new: torch.Tensor) -> None:
         """Freeze, for good, the runs whose loss or new weights are not finite, and note the step.
 
-        The angle is finite only if all scale-invariant weights are.
+        `turn`, the angle or the new norm, is finite only if all new scale-invariant weights are.
         """
         finite = torch.isfinite(loss + turn)
         if new.shape[1] > self.n_invariant:

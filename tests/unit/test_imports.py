@@ -25,7 +25,7 @@ ALLOWED = {  # module -> modules of the library that it may import, lazily or no
     "plots": {"results", "theory"},
     "notebooks": {"config", "experiments", "claims", "results"},
     "benchmarks": {"config", "datasets", "networks", "training"},
-    "cli": {"config", "experiments", "periods", "notebooks", "benchmarks"},
+    "cli": {"config", "experiments", "periods", "results", "notebooks", "benchmarks"},
     "__init__": {"config"},
     "__main__": {"cli"},
 }

@@ -1,7 +1,9 @@
 import json
+import shutil
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -435,3 +437,73 @@ def test_killed_at_a_random_step_and_started_again_is_bit_identical(tmp_path):
     for path, target in ((state, killed), (tmp_path / "none.npz", whole)):
         subprocess.run([*command, path, target], check=True)
     assert results.load(killed).drop_attrs().identical(results.load(whole).drop_attrs())
+
+
+# ---------------------------------------------------------------- memory, graphs
+
+
+def tensors_of(stack):
+    data = [getattr(stack.data, name) for name in ("x_train", "y_train", "x_test", "y_test", "black")]
+    own = [*stack.state().values(), *stack.fixed.values(), stack.rate, stack.weights]
+    return sum(t.nbytes for t in data), sum(t.nbytes for t in own)
+
+
+def test_memory_grows_linearly_with_the_runs_and_the_data_are_shared():
+    sizes = [
+        tensors_of(Stack(Setup(optimizer="adamw"), grid(lr=0.1, weight_decay=0, seed=range(r)))) for r in (1, 2, 8)
+    ]
+    assert len({data for data, _ in sizes}) == 1
+    one, two, eight = (own for _, own in sizes)
+    assert eight - one == 7 * (two - one)
+
+
+def test_a_long_record_of_many_runs_stays_small():
+    stack = Stack(Setup(steps=20_000), grid(lr=0.1, weight_decay=0, seed=range(64)))
+    keep = training._Recorder(stack, Record(), steps_per_epoch=12)
+    recorded = sum(table.nbytes for table in keep.tables.values())
+    assert recorded + 2 * 64 * 20_000 * 4 < 100e6  # with the two metrics that follow from the others
+
+
+def test_not_measuring_does_not_change_the_trajectory():
+    setup, runs = Setup(**SMALL, steps=40), [Run(0.1, 1e-2), Run(1e38, 0, init_scale=1e-18)]
+    every, seldom = quick(setup, runs), quick(setup, runs, record=Record(every=7, evaluate_every=None))
+    np.testing.assert_array_equal(seldom.train_loss, every.train_loss[:, ::7])
+    np.testing.assert_array_equal(seldom.diverged_at, every.diverged_at)
+
+
+def test_a_captured_step_is_the_step(monkeypatch):
+    """The bookkeeping around a CUDA graph, with a stand-in for CUDA that runs the captured step at every replay."""
+
+    class FakeGraph:
+        def replay(self):
+            self.owner.measured.copy_(stack._update(*self.owner.inputs, ())[0])
+
+    fake = {"Stream": lambda: FakeStream, "current_stream": lambda: FakeStream, "CUDAGraph": FakeGraph}
+    FakeStream = type("FakeStream", (), {"wait_stream": staticmethod(lambda _: None)})
+    for name, value in {**fake, "stream": lambda _: nullcontext(), "graph": lambda _: nullcontext()}.items():
+        monkeypatch.setattr(training.torch.cuda, name, value)
+    setup = Setup(width=8, depth=1, steps=30, optimizer="adamw", dtype="float64")
+    runs = [Run(0.01, 1e-2, schedule="cosine"), Run(0.01, 1e-2, schedule="constant_elr", data_seed=1)]
+    plain, stack = Stack(setup, runs), Stack(setup, runs)
+    orders = plain.batch_order(), stack.batch_order()
+    graphs = {}
+    for _ in range(setup.steps):
+        expected = plain.step(orders[0].next())[0]
+        index = orders[1].next()
+        inputs = stack.data.x_train[index], stack.data.y_train[index], stack._factor()
+        stack.steps_done += 1
+        if index.shape[1] not in graphs:  # full batches and the last, short one of an epoch
+            graph = graphs[index.shape[1]] = training._Graph(stack, *inputs)
+            graph.graph.owner = graph
+        assert torch.equal(graphs[index.shape[1]](*inputs), expected)
+    assert len(graphs) == 2
+    assert torch.equal(stack.weights, plain.weights)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_compiled_training_is_the_same():
+    setup = Setup(network="convnet", width=4, depth=2, steps=5, batch_size=16, drop_last=True, dtype="float64")
+    plain, compiled = (quick(setup, [Run(0.05, 1e-2)], compiled=flag) for flag in (False, True))
+    np.testing.assert_allclose(compiled.train_loss, plain.train_loss, rtol=1e-9)
+    np.testing.assert_allclose(compiled.angular_update, plain.angular_update, rtol=1e-6)
