@@ -24,7 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         experiments.print_message(f"error: {error}")
         return 2
     except KeyboardInterrupt:
-        experiments.print_message("interrupted; nothing half-made was kept. The same command starts it again.")
+        experiments.print_message(
+            "interrupted; no half-made result was kept. The same command goes on from the last saved state, if any."
+        )
         return 130
 
 

@@ -11,6 +11,7 @@ from periodic_lib.benchmarks import CASES, CONVNET, MLP, Case
 TINY = (
     Case("mlp", replace(MLP, width=8), stacks=(1, 2)),
     Case("convnet", replace(CONVNET, width=4, batch_size=8), stacks=(1,), shape=(3, 32, 32)),
+    Case("cuda", CONVNET, stacks=(4,), cuda=True),
     Case("resnet", replace(CONVNET, network="resnet18", width=4, batch_size=8), stacks=(1,), shape=(3, 32, 32)),
 )
 
@@ -23,9 +24,9 @@ def test_bench_writes_a_row_per_loop(tmp_path, monkeypatch):
     content = json.loads((tmp_path / "data" / "benchmarks" / "training.json").read_text())
     loops = [row["loop"] for row in content["rows"] if row["case"] == "mlp"]
     assert loops == ["reference, 0 workers", "reference, 2 workers", "stack of 1", "stack of 2"]
-    assert all(row["ms_per_run_step"] > 0 for row in content["rows"])
+    assert all(row["ms_per_run_step"] > 0 for row in content["rows"] if row["case"] != "cuda")
+    assert [row["note"] for row in content["rows"] if row["case"] == "cuda"] == ["not measured"]
     assert content["machine"]["torch"]
-    assert content["gpu"].startswith("not measured")
     assert "speedup" in table
 
 
