@@ -410,10 +410,10 @@ def _keep_freed_memory() -> None:
     A step of a convolutional network frees and allocates hundreds of megabytes; by default the system takes them back
     and hands them out again page by page, zeroed. Where there is no glibc, nothing is done.
     """
-    trim_threshold, mmap_threshold = -1, -3  # numbers of glibc's <malloc.h>
+    trim_threshold, mmap_max = -1, -4  # numbers of glibc's <malloc.h>
     try:
         libc = ctypes.CDLL(None)
-        libc.mallopt(mmap_threshold, 2**25)  # the largest that glibc accepts
+        libc.mallopt(mmap_max, 0)  # large tensors come from the heap, too
         libc.mallopt(trim_threshold, 2**31 - 1)
     except (OSError, AttributeError, TypeError):
         return
