@@ -32,10 +32,10 @@ def angle(old: torch.Tensor, new: torch.Tensor, length: torch.Tensor | None = No
     return torch.atan2(norm(across), length + along)
 
 
-def by_layer(function: Callable, sizes: Sequence[int], *vectors: torch.Tensor) -> torch.Tensor:
+def by_layer(function: Callable, *vectors: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
     """Return `function` of every layer's part of flat vectors (runs, weights), shape (runs, layers).
 
-    >>> by_layer(norm, [1, 2], torch.tensor([[2.0, 3.0, 4.0]]))
+    >>> by_layer(norm, torch.tensor([[2.0, 3.0, 4.0]]), sizes=[1, 2])
     tensor([[2., 5.]])
     """
     parts = zip(*(vector.split(list(sizes), dim=-1) for vector in vectors), strict=True)
@@ -43,11 +43,11 @@ def by_layer(function: Callable, sizes: Sequence[int], *vectors: torch.Tensor) -
 
 
 def by_neuron(
-    function: Callable, shapes: Sequence[tuple[int, ...]], sizes: Sequence[int], *vectors: torch.Tensor
+    function: Callable, *vectors: torch.Tensor, shapes: Sequence[tuple[int, ...]], sizes: Sequence[int]
 ) -> torch.Tensor:
     """Return `function` of every neuron's (filter's) incoming weights, shape (runs, neurons), layer after layer.
 
-    >>> by_neuron(norm, [(2, 2)], [4], torch.tensor([[3.0, 4.0, 0.0, 1.0]]))
+    >>> by_neuron(norm, torch.tensor([[3.0, 4.0, 0.0, 1.0]]), shapes=[(2, 2)], sizes=[4])
     tensor([[5., 1.]])
     """
     parts = zip(*(vector.split(list(sizes), dim=-1) for vector in vectors), strict=True)

@@ -124,6 +124,7 @@ class Network:
     """
 
     last_bias = True
+    batch_axes = FEATURES
 
     def __init__(self, setup: Setup, shape: tuple[int, int, int], classes: int):
         self.setup, self.shape, self.classes = setup, shape, classes
@@ -153,6 +154,10 @@ class Network:
             values["last.weight"] *= self.setup.last_layer_norm / values["last.weight"].norm()
         return values
 
+    def _normalize(self, values: Tensors, name: str, h: torch.Tensor, normalize: Callable) -> torch.Tensor:
+        scale, shift = values.get(f"{name}.scale"), values.get(f"{name}.shift")
+        return normalize(h, self.setup.bn_eps, self.batch_axes, scale, shift)
+
     def _last(self, values: Tensors, h: torch.Tensor) -> torch.Tensor:
         """Apply the last layer to (runs, features, batch)."""
         if self.last_bias:
@@ -179,14 +184,15 @@ class MLP(Network):
         """Return (runs, classes, batch)."""
         h = x.flatten(2).transpose(1, 2)  # (runs, features, batch)
         for i in range(self.depth):
-            h = torch.bmm(values[f"hidden{i}.weight"], h)
-            scale, shift = values.get(f"norm{i}.scale"), values.get(f"norm{i}.shift")
-            h = F.relu(normalize(h, self.setup.bn_eps, FEATURES, scale, shift), inplace=True)
+            h = self._normalize(values, f"norm{i}", torch.bmm(values[f"hidden{i}.weight"], h), normalize)
+            h = F.relu(h, inplace=True)
         return self._last(values, h)
 
 
 class _Convolutional(Network):
     """Activations are (batch, runs * channels, height, width), channels last: a layer is one grouped convolution."""
+
+    batch_axes = PICTURES
 
     def _add_convolution(self, name: str, inputs: int, outputs: int, kernel: int, group: str) -> None:
         shape = (outputs, inputs, kernel, kernel)
@@ -201,9 +207,6 @@ class _Convolutional(Network):
         weight = values[f"{name}.weight"]  # (runs, out, in, kernel, kernel)
         flat = weight.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         return F.conv2d(h, flat, stride=stride, padding=weight.shape[-1] // 2, groups=len(weight))
-
-    def _normalize(self, values: Tensors, name: str, h: torch.Tensor, normalize: Callable) -> torch.Tensor:
-        return normalize(h, self.setup.bn_eps, PICTURES, values.get(f"{name}.scale"), values.get(f"{name}.shift"))
 
     @staticmethod
     def _by_run(values: Tensors, h: torch.Tensor) -> torch.Tensor:

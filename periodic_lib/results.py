@@ -15,7 +15,8 @@ import os
 import platform
 import subprocess
 import tokenize
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -133,17 +134,24 @@ def bare_source(source: str) -> str:
 # ---------------------------------------------------------------- files
 
 
-def save(dataset: xr.Dataset, path: Path | str) -> Path:
-    """Write `dataset` to `path` (netCDF 4, compressed) with its checksum, all or nothing; return the path."""
-    path = Path(path)
+@contextmanager
+def all_or_nothing(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; it takes the place of `path` at the end, or is gone if that fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    packing = {name: {"zlib": True, "complevel": 1, "shuffle": True} for name in dataset.data_vars}
     try:
-        dataset.assign_attrs(sha256=checksum(dataset)).to_netcdf(partial, engine="h5netcdf", encoding=packing)
+        yield partial
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def save(dataset: xr.Dataset, path: Path | str) -> Path:
+    """Write `dataset` to `path` (netCDF 4, compressed) with its checksum, all or nothing; return the path."""
+    path = Path(path)
+    packing = {name: {"zlib": True, "complevel": 1, "shuffle": True} for name in dataset.data_vars}
+    with all_or_nothing(path) as partial:
+        dataset.assign_attrs(sha256=checksum(dataset)).to_netcdf(partial, engine="h5netcdf", encoding=packing)
     return path
 
 

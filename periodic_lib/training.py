@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -152,7 +152,6 @@ class Stack:
         self._project()
         self.first_norm = metrics.norm(self.invariant).unsqueeze(1).clone()
         self.rate = torch.zeros(len(runs), 1, dtype=dtype, device=device)  # learning rate of the last step
-        self._base = torch.tensor([[run.lr] for run in runs], dtype=dtype, device=device)
         self._factors = torch.empty(0)
         self._one = torch.ones_like(self.rate)
         self._constant = all(run.schedule in ("constant", "constant_elr") and not run.warmup for run in runs)
@@ -211,13 +210,13 @@ class Stack:
         examples, setup = len(self.data.x_train), self.setup
         return datasets.BatchOrder(self.seeds, examples, setup.batch_size, setup.drop_last, self.device)
 
-    def values(self, weights: torch.Tensor) -> networks.Tensors:
-        """Return all parameters as views (runs, *shape) of the flat weights and the fixed rest."""
+    def values(self, weights: torch.Tensor, fixed: networks.Tensors | None = None) -> networks.Tensors:
+        """Return all parameters as views (runs, *shape) of the flat weights and the fixed rest (None: of all runs)."""
         parts = weights.split(self.sizes, dim=1)
         views = {
             name: part.unflatten(1, shape) for (name, shape), part in zip(self.trained.items(), parts, strict=True)
         }
-        return {**views, **self.fixed}
+        return {**views, **(self.fixed if fixed is None else fixed)}
 
     # -- one step
 
@@ -227,7 +226,7 @@ class Stack:
 
     def _mean_loss(self, weights, x, labels, fixed) -> torch.Tensor:
         with self._arithmetic():
-            return networks.cross_entropy(self.network.logits({**self.values(weights), **fixed}, x), labels)
+            return networks.cross_entropy(self.network.logits(self.values(weights, fixed), x), labels)
 
     def _arithmetic(self):
         """Return the context in which matrix products round as `Setup.matmul` says, and only inside."""
@@ -236,7 +235,7 @@ class Stack:
             return torch.autocast(kind, dtype=torch.bfloat16)
         return nullcontext() if kind == "cpu" else _tf32(self.setup.matmul == "tf32")
 
-    def step(self, index: torch.Tensor, parts: tuple[str, ...] | None = ()) -> tuple[torch.Tensor | None, ...]:
+    def step(self, index: torch.Tensor, parts: tuple[str, ...] | None = ()) -> tuple[torch.Tensor, ...]:
         """Update all runs on the examples `index` (runs, batch); return what was measured.
 
         `parts`: None to measure nothing but the loss; else of which parts ("layer", "neuron") to measure, too.
@@ -273,14 +272,14 @@ class Stack:
             rho = metrics.norm(w) if parts is not None or self._keeps_elr else None
             if self._keeps_elr:
                 factor = torch.where(self._square, factor * (rho.unsqueeze(1) / self.first_norm) ** 2, factor)
-            torch.mul(self._base, factor, out=self.rate)
+            torch.mul(self.optimizer.lr, factor, out=self.rate)
             new = self.optimizer.step(self.weights, gradient, factor)
             moved = new[:, : self.n_invariant]
             turn = metrics.norm(moved) if parts is None else metrics.angle(w, moved, rho)
             self._freeze(loss, turn, new)
             measured = loss[None].clone() if parts is None else torch.stack([loss, rho, metrics.norm(g), turn])
             measured.masked_fill_(self.alive.logical_not().T, torch.nan)
-            pieces = tuple(self._of_parts(part, w, g, new) for part in parts or ())
+            pieces = tuple(self._of_parts(part, w, g, moved) for part in parts or ())
             torch.where(self.alive, new, self.weights, out=self.weights)
             self._project()
         return measured, *pieces
@@ -315,13 +314,13 @@ class Stack:
         self.steps_alive.add_(self.alive.squeeze(1))
 
     def _of_parts(self, part: str, w, g, new) -> torch.Tensor:
-        new, sizes = new[:, : self.n_invariant], self.layer_sizes
+        """Return `PART_METRICS` of every layer or neuron, (metrics, runs, parts)."""
         if part == "layer":
-            pieces = [(metrics.norm, w), (metrics.norm, g), (metrics.angle, w, new)]
-            return torch.stack([metrics.by_layer(f, sizes, *vectors) for f, *vectors in pieces])
-        shapes = list(self.shapes.values())
+            of_each = partial(metrics.by_layer, sizes=self.layer_sizes)
+        else:
+            of_each = partial(metrics.by_neuron, shapes=list(self.shapes.values()), sizes=self.layer_sizes)
         pieces = [(metrics.norm, w), (metrics.norm, g), (metrics.angle, w, new)]
-        return torch.stack([metrics.by_neuron(f, shapes, sizes, *vectors) for f, *vectors in pieces])
+        return torch.stack([of_each(function, *vectors) for function, *vectors in pieces])
 
     # -- measurements that leave the trajectory alone
 
@@ -632,14 +631,8 @@ class _Resume:
         """Write the state."""
         content = {f"state_{name}": value.cpu().numpy() for name, value in self.stack.state().items()}
         content |= self.keep.arrays() | {"seconds": np.array(seconds)}
-        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as stream:
-                np.savez(stream, key=self.key, sha256=_fingerprint(content), **content)
-            os.replace(partial, self.path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with results.all_or_nothing(self.path) as path, path.open("wb") as stream:
+            np.savez(stream, key=self.key, sha256=_fingerprint(content), **content)
 
 
 def _fingerprint(content: object) -> str:
@@ -675,11 +668,11 @@ class _Bar:
     def __init__(self, bar: tqdm, steps: int):
         self.bar, self.stride, self.steps = bar, max(1, steps // self.REDRAWS), steps
 
-    def advance(self, step: int, measured: torch.Tensor | None) -> None:
+    def advance(self, step: int, measured: torch.Tensor) -> None:
         """Count one step; now and then redraw."""
         done = step + 1
         if done % self.stride == 0 or done == self.steps:
-            if not self.bar.disable and measured is not None:
+            if not self.bar.disable:
                 self.bar.set_postfix_str(f"loss {float(measured[0].nanmedian()):.2g}", refresh=False)
             self.bar.update(done - self.bar.n)
 

@@ -128,12 +128,7 @@ class PlainResNet(nn.Module):
         self.last = nn.Linear(size, 10, bias=False)
 
     def names(self):
-        return {
-            name.replace("norm.weight", "norm.scale").replace("norm.bias", "norm.shift")
-            if name.startswith("norm.")
-            else _renamed(name): value
-            for name, value in self.named_parameters()
-        }
+        return {_renamed(name): value for name, value in self.named_parameters()}
 
     def forward(self, x):
         x = self.first(x)
