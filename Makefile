@@ -20,9 +20,9 @@ book: setup ## execute every chapter that is out of date, render the book, print
 test: setup ## run all tests, then execute every chapter at smoke scale and again by nbval
 	@$(pytest) --ignore tests/html --cov --cov-report=term --cov-fail-under=90
 	@echo "chapters at smoke scale, by papermill"
-	@$(bin)/periodic book --no-render --force --profile smoke
+	@rm -rf build/smoke build/nbval && mkdir -p build/nbval
+	@PERIODIC_CACHE=$(CURDIR)/build/smoke/cache $(bin)/periodic book --no-render --profile smoke
 	@echo "the same again by nbval, trained anew: are the numbers the same?"
-	@rm -rf build/nbval && mkdir -p build/nbval
 	@PERIODIC_CACHE=$(CURDIR)/build/nbval/cache PERIODIC_RECORDS=$(CURDIR)/build/nbval/records \
 		PERIODIC_PROGRESS=$(CURDIR)/build/nbval/progress $(pytest) -x -c tests/notebooks/nbval.ini --nbval \
 		--nbval-current-env --nbval-cell-timeout 120 --nbval-sanitize-with tests/notebooks/nbval_sanitize.cfg \
