@@ -1,0 +1,246 @@
+r"""Two toy models that train in periods: the smallest scale-invariant losses with weight decay, exact and quick.
+
+Toy A, `circle_orbit`: two weights, so the direction lives on a circle; gradient descent; for the stability edge.
+Toy B, `SphereToy`: three weights, so the direction lives on a sphere; a batch-normalized neuron trained by SGD, which
+shows every regime of a network. Its results have the form of `training.train`'s, so that plots and the period finder
+take them. Both are NumPy only, and toy B uses random numbers that any language can make: the book's simulator is the
+same model in JavaScript.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+
+from periodic_lib.config import ConfigError, integer, number
+
+# ---------------------------------------------------------------- toy A: a circle
+
+
+def circle_orbit(
+    el: float,
+    steps: int,
+    frequency: float = 1.0,
+    phi: float = 1e-3,
+    sphere_step: float = 0.5,
+    floor: float = 0.0,
+    seed: int = 0,
+) -> xr.Dataset:
+    r"""Return the orbit of toy A: F(phi) = (1 - cos k phi) / k on a circle, the smallest scale-invariant loss.
+
+    phi' = phi - arctan(Phi sin k phi) + noise,   Phi' = Phi / (a^2 (1 + Phi^2 sin^2 k phi)): exactly gradient descent
+    with weight decay in the plane, without ever forming the weights. k = `frequency`; its sharpness is h = k.
+
+    Parameters
+    ----------
+    el : learning rate times weight decay.
+    steps : number of steps.
+    phi, sphere_step : where the orbit starts.
+    floor : standard deviation of a normal perturbation of phi at every step. With none, an orbit that underflows to
+        phi = 0 stays there for ever.
+    seed : of the perturbation.
+
+    Returns
+    -------
+    data set (step): `phi`, `sphere_step` Phi, `x` = Phi h.
+
+    Raises
+    ------
+    ConfigError : for a value that cannot be used.
+
+    >>> orbit = circle_orbit(el=1e-3, steps=2000, phi=1e-9, sphere_step=0.9)
+    >>> left = np.flatnonzero(np.abs(orbit.phi) >= 1e-9)[1]  # as far out again as it had come in
+    >>> round(float(orbit.x[left]), 2)  # in the limit of small el: 6.80, see `theory.exit_without_noise`
+    6.82
+    """
+    el = number("el", el, "a number from 0 to below 1", 0, 1)
+    steps = integer("steps", steps, "a whole number of at least 1", low=1)
+    noise = number("floor", floor, "a number from 0", 0, float("inf")) * np.random.default_rng(seed).normal(size=steps)
+    k, shrink = number("frequency", frequency, "a positive number", 0, float("inf"), low_open=True), (1 - el) ** 2
+    angles, sizes = np.empty(steps), np.empty(steps)
+    for t in range(steps):
+        angles[t], sizes[t] = phi, sphere_step
+        turn = sphere_step * np.sin(k * phi)  # tan of the step's angle
+        phi += noise[t] - np.arctan(turn)
+        sphere_step /= shrink * (1 + turn * turn)
+    variables = {"phi": ("step", angles), "sphere_step": ("step", sizes), "x": ("step", k * sizes)}
+    return xr.Dataset(variables, {"step": np.arange(steps)}, {"el": el, "frequency": k, "floor": floor})
+
+
+# ---------------------------------------------------------------- toy B: a sphere
+
+POINT_STREAM, BATCH_STREAM, START_STREAM = 1, 2, 3  # what random numbers are used for
+
+
+def random_numbers(seed: ArrayLike, stream: int, counter: ArrayLike) -> NDArray[np.float64]:
+    r"""Return numbers from 0 to below 1 that depend on (seed, stream, counter) only, the same in any language.
+
+    The 32-bit finalizer of MurmurHash3 (A. Appleby, public domain), applied to the stream and seed, then to their
+    hash plus the counter times 0x9E3779B9; divided by 2^32.
+
+    >>> random_numbers(seed=0, stream=1, counter=[0, 1]).round(6).tolist()
+    [0.665014, 0.827433]
+    """
+
+    def mix(h):
+        h = (h ^ (h >> np.uint32(16))) * np.uint32(0x85EBCA6B)
+        h = (h ^ (h >> np.uint32(13))) * np.uint32(0xC2B2AE35)
+        return h ^ (h >> np.uint32(16))
+
+    with np.errstate(over="ignore"):
+        start = mix(np.asarray(seed, np.uint32) + np.uint32(stream) * np.uint32(0x9E3779B9))
+        return mix(start + np.asarray(counter, np.uint32) * np.uint32(0x9E3779B9)) / 2.0**32
+
+
+@dataclass(frozen=True)
+class SphereToy:
+    r"""Toy B: one batch-normalized neuron with a frozen head, three weights, so that the direction lives on a sphere.
+
+    loss_i(w) = ln(1 + exp(-gamma <x_i, w> / sqrt(|w|^2 + eps))), with the label's sign inside x_i; SGD on `batch`
+    points drawn with replacement (all of them if `batch` = `points`) with coupled weight decay:
+    w' = (1 - el) w - eta grad. eta = el / lambda.
+
+    Parameters (each a number, or an array with one entry per run)
+    ----------
+    el : learning rate times weight decay.
+    gain : gamma, the gain of the head.
+    margin : every point has <x_i, e_1> of at least this much, so that the loss can be made small; 0 to below 1.
+    flipped : fraction of the points whose label is wrong (the first ones).
+    batch : points of a step.
+    eps : batch normalization's epsilon.
+    seed : of the points, the start and the batches.
+    points : number of points, the same for all runs.
+    weight_decay : lambda.
+    elr_start : effective learning rate at the start.
+    lr : train at this learning rate without weight decay; `el` and `weight_decay` are then not used.
+
+    Raises
+    ------
+    ConfigError : for a value that cannot be used.
+
+    >>> orbit = SphereToy(el=1e-2).run(2000)
+    >>> bool(orbit.train_loss.min() < 0.01 and orbit.train_loss.max() > 1)
+    True
+    """
+
+    el: ArrayLike = 1e-3
+    gain: ArrayLike = 30.0
+    margin: ArrayLike = 0.05
+    flipped: ArrayLike = 0.0
+    batch: ArrayLike = 4
+    eps: ArrayLike = 0.0
+    seed: ArrayLike = 0
+    points: int = 16
+    weight_decay: float = 0.1
+    elr_start: float = 0.02
+    lr: float | None = None
+
+    def __post_init__(self):
+        inf = float("inf")
+        for value in np.ravel(self.el):
+            number("el", value, "a number above 0 and below 1", 0, 1, low_open=True)
+        for name, low, high in (("gain", 0, inf), ("margin", 0, 1), ("flipped", 0, 1), ("eps", 0, inf)):
+            for value in np.ravel(getattr(self, name)):
+                number(name, value, f"a number from {low} to below {high}", low, high)
+        points = integer("points", self.points, "a whole number of at least 1", low=1)
+        for value in np.ravel(self.batch):
+            if not 1 <= integer("batch", value, "a whole number", low=1) <= points:
+                raise ConfigError(f"`batch` must be a whole number from 1 to `points` = {points}; got {value!r}.")
+
+    @cached_property
+    def _columns(self) -> dict[str, np.ndarray]:
+        """The parameters, one entry per run."""
+        names = ("el", "gain", "margin", "flipped", "batch", "eps", "seed")
+        return dict(zip(names, np.broadcast_arrays(*(np.atleast_1d(getattr(self, n)) for n in names)), strict=True))
+
+    @cached_property
+    def learning_rate(self) -> np.ndarray:
+        """eta of every run."""
+        el = self._columns["el"].astype(float)
+        return el / self.weight_decay if self.lr is None else np.full_like(el, self.lr)
+
+    @cached_property
+    def x(self) -> np.ndarray:
+        """The points of every run, with their label's sign, shape (runs, points, 3)."""
+        column, number_of = self._columns, np.arange(self.points)
+        seed = column["seed"][:, None]
+        u, v = (random_numbers(seed, POINT_STREAM, 2 * number_of + k) for k in (0, 1))  # (runs, points)
+        height = column["margin"][:, None] + (1 - column["margin"][:, None]) * u
+        radius, azimuth = np.sqrt(1 - height * height), 2 * np.pi * v
+        x = np.stack([height, radius * np.cos(azimuth), radius * np.sin(azimuth)], axis=-1)
+        wrong = number_of < np.round(column["flipped"][:, None] * self.points)
+        return np.where(wrong[..., None], -x, x)
+
+    @cached_property
+    def start(self) -> np.ndarray:
+        """The initial weights, uniform on the sphere of the starting norm, shape (runs, 3)."""
+        seed = self._columns["seed"]
+        height = 2 * random_numbers(seed, START_STREAM, 0) - 1
+        radius, azimuth = np.sqrt(1 - height * height), 2 * np.pi * random_numbers(seed, START_STREAM, 1)
+        u = np.stack([height, radius * np.cos(azimuth), radius * np.sin(azimuth)], axis=-1)
+        return u * np.sqrt(self.learning_rate / self.elr_start)[:, None]
+
+    def batches(self, step: int) -> np.ndarray:
+        """Return the points of one step, shape (runs, largest batch)."""
+        size = int(self._columns["batch"].max())
+        drawn = random_numbers(self._columns["seed"][:, None], BATCH_STREAM, step * self.points + np.arange(size))
+        return (drawn * self.points).astype(int)
+
+    def losses(self, direction: np.ndarray) -> np.ndarray:
+        """Return the loss on all points at unit vectors (..., 3) of the first run; for drawing it on the sphere."""
+        score = self._columns["gain"][0] * np.asarray(direction) @ self.x[0].T
+        return np.logaddexp(0, -score).mean(axis=-1)
+
+    def run(self, steps: int) -> xr.Dataset:
+        """Return `steps` steps of all runs, in the form of `training.train`'s result.
+
+        Returns
+        -------
+        data set (run, step), taken before each step: `train_loss` (all points), `batch_loss`, `weight_norm`, `elr`,
+        `grad_norm`, `eff_grad_norm` (of the batch), `angular_update`; `direction` (run, step, axis). Coordinates of
+        `run`: the parameters, `lr`, `weight_decay`.
+        """
+        column, eta = self._columns, self.learning_rate[:, None]
+        shrink, w = 1 - eta * self.weight_decay if self.lr is None else np.ones_like(eta), self.start
+        used = np.arange(int(column["batch"].max())) < column["batch"][:, None]  # (runs, largest batch)
+        weight = np.where(used, 1 / column["batch"][:, None], 0.0)
+        whole = (column["batch"] == self.points)[:, None]
+        gain, eps, row = column["gain"][:, None], column["eps"], np.arange(len(w))[:, None]
+        kept = {name: np.empty((len(w), steps)) for name in ("train_loss", "batch_loss", "grad_norm")}
+        weights = np.empty((steps + 1, len(w), 3))
+        for t in range(steps):
+            weights[t] = w
+            index = self.batches(t)
+            index = np.where(whole, np.arange(index.shape[1]), index)
+            scale = np.sqrt(np.einsum("ra,ra->r", w, w) + eps)[:, None]
+            u = w / scale
+            score = gain * np.einsum("rpa,ra->rp", self.x, u)  # (runs, points)
+            loss = np.logaddexp(0, -score)
+            miss = weight / (1 + np.exp(score[row, index]))
+            downhill = gain * np.einsum("rb,rba->ra", miss, self.x[row, index])  # minus the gradient on the sphere
+            gradient = (u * np.einsum("ra,ra->r", u, downhill)[:, None] - downhill) / scale
+            kept["train_loss"][:, t], kept["batch_loss"][:, t] = loss.mean(1), (weight * loss[row, index]).sum(1)
+            kept["grad_norm"][:, t] = np.sqrt(np.einsum("ra,ra->r", gradient, gradient))
+            w = shrink * w - eta * gradient
+        weights[steps] = w
+        return self._dataset(weights, kept)
+
+    def _dataset(self, weights: np.ndarray, kept: dict[str, np.ndarray]) -> xr.Dataset:
+        norm = np.linalg.norm(weights, axis=-1)  # (steps + 1, runs)
+        cosine = np.einsum("tra,tra->tr", weights[:-1], weights[1:]) / (norm[:-1] * norm[1:])
+        sine = np.linalg.norm(np.cross(weights[:-1], weights[1:]), axis=-1) / (norm[:-1] * norm[1:])
+        rho = norm[:-1].T
+        values = {name: kept[name] for name in ("train_loss", "batch_loss", "grad_norm")}
+        values |= {"weight_norm": rho, "elr": self.learning_rate[:, None] / rho**2}
+        values |= {"eff_grad_norm": rho * kept["grad_norm"], "angular_update": np.arctan2(sine, cosine).T}
+        variables = {name: (("run", "step"), value) for name, value in values.items()}
+        variables["direction"] = (("run", "step", "axis"), (weights[:-1] / norm[:-1, :, None]).transpose(1, 0, 2))
+        decay = self.weight_decay if self.lr is None else 0.0
+        coordinates = {name: ("run", value) for name, value in self._columns.items()}
+        coordinates |= {"lr": ("run", self.learning_rate), "weight_decay": ("run", np.full(len(weights[0]), decay))}
+        coordinates |= {"momentum": ("run", np.zeros(len(weights[0]))), "init_seed": ("run", self._columns["seed"])}
+        return xr.Dataset(variables, {"run": np.arange(len(weights[0])), "step": np.arange(len(rho.T)), **coordinates})
