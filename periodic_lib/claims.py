@@ -18,6 +18,7 @@ from periodic_lib.config import ConfigError, known_names, root
 
 if TYPE_CHECKING:
     import pandas as pd
+    import xarray as xr
     from matplotlib.figure import Figure
 
 VERDICTS = ("holds", "partly", "does not hold", "not tested")
@@ -134,6 +135,25 @@ class Chapter:
         self._write()
         pyplot.close(figure)
         display({"image/png": png.getvalue(), "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}})
+
+    @staticmethod
+    def paper_scale(experiment: str) -> xr.Dataset | None:
+        """Return the result at the paper's scale that is kept in git; if there is none, say so and how to make it."""
+        from IPython.display import display
+
+        from periodic_lib import experiments
+
+        dataset = experiments.kept(experiment)
+        if dataset is None:
+            todo = experiments.plan(experiment, "paper")
+            text = (
+                f"**Not run yet at the paper's scale** ({todo.setup.network}, {todo.setup.dataset}, "
+                f"{len(todo.runs)} runs of {todo.setup.steps:,} steps). On a machine with a GPU: "
+                f"`periodic run {experiment} --profile paper --budget 1500 --keep`; the same command goes on where "
+                "the time was used up, and the next build of this page shows the result."
+            )
+            display({"text/markdown": text, "text/plain": text}, raw=True)
+        return dataset
 
     @staticmethod
     def tabulate(table: pd.DataFrame) -> None:

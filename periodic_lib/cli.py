@@ -1,7 +1,7 @@
 """The command `periodic`: run experiments without a notebook, execute and render the book, measure speed.
 
 Exit status: 0 done; 1 a chapter or the book failed; 2 the command cannot be carried out as given (nothing was
-computed); 130 interrupted.
+computed); 3 the budget was used up, the same command goes on; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import yaml
 
 from periodic_lib import experiments
 from periodic_lib.config import ConfigError, Run
+
+UNFINISHED = 3  # exit status
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,6 +46,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="replace a declared value, for example lr=[0.03,0.1] or steps=2000; may be given several times",
     )
+    run.add_argument(
+        "--budget",
+        metavar="SECONDS",
+        help="stop training after that time and save its state; the same command goes on",
+    )
+    run.add_argument(
+        "--keep", action="store_true", help="also write the result to data/results/<profile>/, which is in git"
+    )
     run.add_argument("--force", action="store_true", help="train even if the result is there")
     run.add_argument("--list", action="store_true", help="show experiments, profiles, runs and time, and stop")
     run.set_defaults(action=_run)
@@ -71,10 +81,27 @@ def _run(options: argparse.Namespace) -> int:
         raise ConfigError("`experiment` must be given: one of " + ", ".join(experiments.declared()) + ".")
     overrides = parse_overrides(options.set)
     todo = experiments.plan(options.experiment, options.profile, overrides)
-    dataset = experiments.run_experiment(options.experiment, options.profile, overrides=overrides, force=options.force)
+    if options.keep and set(overrides) - {"dataset"}:
+        raise ConfigError("`--keep` keeps a declared result: with it, `--set` may change only `dataset`.")
+    try:
+        dataset = experiments.run_experiment(
+            options.experiment, options.profile, overrides=overrides, force=options.force, budget=options.budget
+        )
+    except _unfinished() as stopped:
+        experiments.print_message(f"{todo.name} ({todo.profile}): {stopped}. The same command goes on.")
+        return UNFINISHED
     print(summary(dataset).to_string(index=False))
     print(f"{todo.path}")
+    if options.keep:
+        print(f"{experiments.keep(dataset, todo)}")
     return 0
+
+
+def _unfinished() -> type[Exception]:
+    """Return `training.Unfinished`, which needs PyTorch, only once an exception has to be told from others."""
+    from periodic_lib.training import Unfinished
+
+    return Unfinished
 
 
 def parse_overrides(assignments: Sequence[str]) -> dict:

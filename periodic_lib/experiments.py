@@ -179,6 +179,7 @@ def run_experiment(
     overrides: Mapping | None = None,
     force: bool = False,
     progress: bool = True,
+    budget: float | None = None,
 ) -> xr.Dataset:
     """Return the result of an experiment: loaded if present and true, else trained, saved and returned.
 
@@ -187,6 +188,7 @@ def run_experiment(
     name, profile, overrides : see `plan`.
     force : train even if the result is there.
     progress : show the training.
+    budget : seconds of training after which it stops with `training.Unfinished`, its state saved; None: no limit.
 
     A damaged result file is set aside (never deleted), with a message, and the result is made again. An interrupted
     training leaves its resume state beside the result's place, and the next call goes on from there.
@@ -199,11 +201,57 @@ def run_experiment(
     from periodic_lib.training import train
 
     unfinished = todo.path.with_suffix(".resume.npz")
-    dataset = train(todo.setup, todo.runs, todo.record, progress=progress, resume=unfinished)
+    dataset = train(todo.setup, todo.runs, todo.record, progress=progress, resume=unfinished, budget=budget)
     dataset = dataset.assign_attrs(experiment=name, profile=profile)
     results.save(dataset, todo.path)
     unfinished.unlink(missing_ok=True)
     return dataset
+
+
+def kept_path(name: str, profile: str = "paper") -> Path:
+    """Return where the result of a long run is kept in git: data/results/<profile>/<name>.nc."""
+    return root() / "data" / "results" / profile / f"{name}.nc"
+
+
+def keep(dataset: xr.Dataset, todo: Plan) -> Path:
+    """Write a result to its place in git, and return that; another copy of the declared data is the only change.
+
+    Raises
+    ------
+    ConfigError : if anything but `dataset` was overridden.
+    """
+    if set(todo.overrides) - {"dataset"}:
+        raise ConfigError(
+            f"only a declared result is kept, with no other change than `dataset`; got {', '.join(todo.overrides)}."
+        )
+    path = kept_path(todo.name, todo.profile)
+    results.save(dataset.assign_attrs(declared=_declared_digest(todo)), path)
+    return path
+
+
+def kept(name: str, profile: str = "paper") -> xr.Dataset | None:
+    """Return the result of an experiment that is kept in git, or None if it has not been run yet.
+
+    It was made by the code that its provenance names, on a device that few readers have; so, unlike a result of
+    `run_experiment`, it is not made again when the training code changes.
+
+    Raises
+    ------
+    ResultsError : if the file is damaged or was made with other settings than book/experiments.yml declares now.
+    """
+    path = kept_path(name, profile)
+    if not path.exists():
+        return None
+    dataset = results.load(path)
+    if dataset.attrs.get("declared") != _declared_digest(plan(name, profile)):
+        raise results.ResultsError(f"{path} was made with other settings than are declared; run it again.")
+    return dataset
+
+
+def _declared_digest(todo: Plan) -> str:
+    settings = todo.settings
+    setup = {key: value for key, value in settings["setup"].items() if key != "dataset"}
+    return results.digest({"setup": setup, "runs": settings["runs"], "record": settings["record"]})
 
 
 def state(todo: Plan) -> tuple[str, float | None]:

@@ -9,6 +9,12 @@ before. The destabilization is dated at the minimum of the norm, where the kick 
 by a fall of `min_rise` are one.
 *Period*: from one destabilization to the next. Stretches that the record cuts off (before the first, after the last)
 have no known length and are no periods.
+*Phases* of a period. C: the destabilization, from the minimum of the norm to the maximum after it (the loss shoots up,
+the norm grows). A: from there to the minimum of the effective gradient norm, smoothed (the loss and the gradient fall,
+the norm decays). B: from there to the next minimum of the norm (the effective learning rate has become so large that
+the gradient stops falling and rises). Stretches before the first and after the last destabilization are labelled the
+same way; the last is all A as long as its gradient has not clearly risen again. Without a destabilization there are
+no periods, and so no phases.
 *Balance ratio*: tan(angular update) / tan(equilibrium angle). Its mean square is 1 whenever the norm returns to where
 it was (the budget identity of `theory.norm_budget`). Its median tells how that mean comes about: near 1 if every step
 contributes (equilibrium), far below 1 if a few violent steps pay for many quiet ones (periods).
@@ -30,6 +36,8 @@ NOISE_FACTOR = 8.0  # white noise of N = 1e5 samples spans 6 standard deviations
 
 DESTABILIZATION_COLUMNS = ["start", "end", "norm_before", "norm_after", "peak_loss"]
 PERIOD_COLUMNS = ["start", "end", "length", "norm_start", "norm_end", "min_loss"]
+PHASES = ("A", "B", "C")
+SMOOTHING = 1 / 20  # of a stretch between destabilizations: the window over which ln of the gradient norm is averaged
 
 
 def find_destabilizations(
@@ -77,6 +85,7 @@ def find_periods(
     weight_norm: np.ndarray | xr.Dataset,
     train_loss: np.ndarray | None = None,
     steps: np.ndarray | None = None,
+    eff_grad_norm: np.ndarray | None = None,
     **thresholds: float,
 ) -> pd.DataFrame:
     """Return one row per complete period, from a destabilization to the next; parameters as `find_destabilizations`.
@@ -84,7 +93,8 @@ def find_periods(
     Returns
     -------
     table with `start`, `end`, `length` (steps), `norm_start` (after the first kick), `norm_end` (before the second),
-    `min_loss` (nan without losses); for a data set also `run`. It is empty where no period is complete.
+    `min_loss` (nan without losses); with `eff_grad_norm`, also the steps spent in each phase, `A`, `B` and `C`, which
+    add up to `length`; for a data set also `run`. It is empty where no period is complete.
 
     >>> find_periods(np.exp(-0.01 * (np.arange(400) % 100)))["length"].tolist()
     [100, 100]
@@ -99,7 +109,59 @@ def find_periods(
         lowest = np.nan if loss is None else loss[inside].min()
         length = second.start - first.start
         rows.append((first.start, second.start, length, first.norm_after, second.norm_before, lowest))
-    return pd.DataFrame(rows, columns=PERIOD_COLUMNS)
+    table = pd.DataFrame(rows, columns=PERIOD_COLUMNS)
+    if eff_grad_norm is None:
+        return table
+    phases = _phases(kicks, steps, _logarithm(eff_grad_norm, norm.shape), SMOOTHING)
+    return table.assign(**_steps_per_phase(table, steps, phases))
+
+
+def label_phases(
+    weight_norm: np.ndarray | xr.Dataset,
+    eff_grad_norm: np.ndarray | None = None,
+    train_loss: np.ndarray | None = None,
+    steps: np.ndarray | None = None,
+    *,
+    smoothing: float = SMOOTHING,
+    **thresholds: float,
+) -> np.ndarray | xr.DataArray:
+    """Return the phase of every step: "A", "B", "C" (definition above), or "" in a run without destabilizations.
+
+    Parameters
+    ----------
+    weight_norm, train_loss, steps, thresholds : as `find_destabilizations`; a results data set gives all of them.
+    eff_grad_norm : effective gradient norm at the same steps.
+    smoothing : window over which ln(eff_grad_norm) is averaged, as a fraction of the stretch between destabilizations.
+
+    Returns
+    -------
+    array of the shape of `weight_norm`; for a data set a DataArray (run, step).
+
+    >>> t = np.arange(300) % 100
+    >>> norm, gradient = np.exp(-0.01 * t), np.exp(0.1 * np.abs(t - 60))
+    >>> phases = label_phases(norm, gradient)
+    >>> "".join(phases[[10, 80, 99, 110, 180]])
+    'ABCAB'
+    """
+    if isinstance(weight_norm, xr.Dataset):
+        results = weight_norm
+        rows = [
+            label_phases(
+                one.weight_norm.values,
+                one.eff_grad_norm.values,
+                one.train_loss.values,
+                one.step.values,
+                smoothing=smoothing,
+                **thresholds,
+            )
+            for one in (results.sel(run=run) for run in results.run.values)
+        ]
+        return xr.DataArray(np.stack(rows), coords=results.weight_norm.coords, dims=("run", "step"), name="phase")
+    norm, loss, steps = _checked(weight_norm, train_loss, steps)
+    if eff_grad_norm is None:
+        raise ConfigError("`eff_grad_norm` must be given: phase A ends where the effective gradient norm is smallest.")
+    kicks = find_destabilizations(norm, loss, steps, **thresholds)
+    return _phases(kicks, steps, _logarithm(eff_grad_norm, norm.shape), smoothing)
 
 
 def balance_ratio(results: xr.Dataset) -> xr.DataArray:
@@ -140,6 +202,8 @@ def _per_run(results: xr.Dataset, find, **thresholds) -> pd.DataFrame:
     tables = []
     for run in results.run.values:
         one = results.sel(run=run)
+        if find is find_periods:
+            thresholds["eff_grad_norm"] = one.eff_grad_norm.values if "eff_grad_norm" in one else None
         table = find(one.weight_norm.values, one.train_loss.values, one.step.values, **thresholds)
         tables.append(table.assign(run=run))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["run"])
@@ -158,6 +222,45 @@ def _checked(weight_norm, train_loss, steps) -> tuple[np.ndarray, np.ndarray | N
         if values is not None and values.shape != norm.shape:
             raise ConfigError(f"`{name}` must have the shape of `weight_norm`, {norm.shape}; got {values.shape}.")
     return norm, loss, steps
+
+
+def _logarithm(eff_grad_norm, shape: tuple) -> np.ndarray:
+    gradient = np.asarray(eff_grad_norm, float)
+    if gradient.shape != shape or not (gradient >= 0).all():
+        raise ConfigError(
+            f"`eff_grad_norm` must have the shape of `weight_norm`, {shape}, and no negative value; "
+            f"got shape {gradient.shape}."
+        )
+    return np.log(np.maximum(gradient, np.finfo(float).tiny))
+
+
+def _phases(kicks: pd.DataFrame, steps: np.ndarray, log_gradient: np.ndarray, smoothing: float) -> np.ndarray:
+    phases = np.full(len(steps), "", dtype="<U1")
+    if kicks.empty:
+        return phases
+    lows, highs = np.searchsorted(steps, kicks.start), np.searchsorted(steps, kicks.end)
+    for low, high in zip(lows, highs, strict=True):
+        phases[low:high] = "C"
+    for first, last in zip([0, *highs], [*lows, len(steps)], strict=True):
+        if first < last:
+            turn = _turn(log_gradient[first:last], smoothing, ends=last == len(steps))
+            phases[first : first + turn], phases[first + turn : last] = "A", "B"
+    return phases
+
+
+def _turn(log_gradient: np.ndarray, smoothing: float, ends: bool) -> int:
+    """Return where phase A of a stretch ends; a stretch that the record ends is all A unless the gradient e-folded."""
+    window = max(1, round(smoothing * len(log_gradient)))
+    smooth = pd.Series(log_gradient).rolling(window, center=True, min_periods=1).mean().to_numpy()
+    lowest = int(smooth.argmin())
+    return len(smooth) if ends and smooth[lowest:].max() - smooth[lowest] < 1 else lowest
+
+
+def _steps_per_phase(table: pd.DataFrame, steps: np.ndarray, phases: np.ndarray) -> dict[str, list[float]]:
+    """Return the steps between records spent in each phase of each period."""
+    spent = np.diff(steps, append=steps[-1])
+    inside = [(steps >= row.start) & (steps < row.end) for row in table.itertuples()]
+    return {phase: [spent[mask & (phases == phase)].sum() for mask in inside] for phase in PHASES}
 
 
 def _noise(level: np.ndarray) -> float:

@@ -23,7 +23,7 @@ import xarray as xr
 from tqdm import tqdm
 
 from periodic_lib import datasets, metrics, networks, optimizers, results
-from periodic_lib.config import ConfigError, Record, Run, Setup
+from periodic_lib.config import ConfigError, Record, Run, Setup, number
 
 STEP_METRICS = ("train_loss", "weight_norm", "grad_norm", "angular_update")
 PART_METRICS = STEP_METRICS[1:]  # what is measured of a layer or a neuron
@@ -44,6 +44,7 @@ def train(
     device: str | None = None,
     progress: bool = True,
     resume: Path | str | None = None,
+    budget: float | None = None,
     initial: Mapping[str, object] | None = None,
     batches: object | None = None,
     compiled: bool = False,
@@ -58,6 +59,8 @@ def train(
     progress : show steps per second, the median loss of the runs, and the time left.
     resume : file for the state of unfinished training, overwritten about every minute. If it is there and belongs to
         the same settings and code, training goes on from it, to the same numbers as if it had never stopped.
+    budget : seconds after which training stops, with its state saved in `resume`, by raising `Unfinished`; the next
+        call goes on from there. None: no limit.
     initial : initial parameters by name, in PyTorch's layout: shape (runs, *shape), or (*shape) for all runs alike.
         Names that are missing keep their default initialization.
     batches : integer array (steps, batch): the training examples of each step, the same for all runs.
@@ -81,6 +84,7 @@ def train(
     Raises
     ------
     ConfigError : before any training, for a parameter that cannot be used.
+    Unfinished : when `budget` is used up.
 
     >>> small = Setup(width=8, depth=1, steps=20)
     >>> out = train(small, [Run(lr=0.1, weight_decay=1e-2)], Record(evaluate_every=20), progress=False)
@@ -92,6 +96,7 @@ def train(
         raise ConfigError(
             "`runs` must have at least one Run; got none. Make them with grid(lr=..., weight_decay=...)."
         )
+    budget = _checked_budget(budget, resume)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     stack = Stack(setup, list(runs), device, initial, compiled=compiled)
     order = stack.batch_order()
@@ -99,7 +104,8 @@ def train(
     if batches is not None:
         order = _FixedOrder(batches, stack)
     state = _Resume(Path(resume), stack, keep, (initial, batches)) if resume is not None else None
-    started = time.perf_counter() - (state.load() if state else 0.0)
+    called = time.perf_counter()
+    started = called - (state.load() if state else 0.0)
     order.seek(stack.steps_done)
     with _progress_bar(setup.steps, stack.steps_done, progress) as bar:
         for step in range(stack.steps_done, setup.steps):
@@ -110,8 +116,28 @@ def train(
             bar.advance(step, measured[0])
             if state:
                 state.save_now_and_then(time.perf_counter() - started)
+                if time.perf_counter() - called > budget and step + 1 < setup.steps:
+                    state.save(time.perf_counter() - started)
+                    raise Unfinished(step + 1, setup.steps)
         keep.look_at(setup.steps)
     return keep.dataset(seconds=time.perf_counter() - started)
+
+
+class Unfinished(RuntimeError):
+    """Training that stopped because its budget was used up; its state is saved."""
+
+    def __init__(self, done: int, steps: int):
+        super().__init__(f"stopped after {done:,} of {steps:,} steps, as the budget was used up; the state is saved")
+        self.done, self.steps = done, steps
+
+
+def _checked_budget(budget: object, resume: object) -> float:
+    """Return the seconds that training may take."""
+    if budget is None:
+        return float("inf")
+    if resume is None:
+        raise ConfigError("`budget` needs `resume`, a file for the state from which the next call goes on.")
+    return number("budget", budget, "a positive number of seconds, or None", 0, float("inf"), low_open=True)
 
 
 class Stack:

@@ -70,8 +70,18 @@ class TestChapter:
         words = text(name, "markdown")
         for phrase in ("The paper says", "We measured", "We add", "Not explained here"):
             assert f"**{phrase}" in words
-        assert len(re.findall(r"^\*\*\d\.\*\*", words, re.MULTILINE)) >= 3
-        assert words.count("{admonition} Solution") == len(re.findall(r"^\*\*\d\.\*\*", words, re.MULTILINE))
+        exercises = re.findall(r"^\*\*\d\.\*\*", words, re.MULTILINE)
+        assert len(exercises) >= 3
+        assert len(solutions(name)) == len(exercises)
+
+    def test_solutions_are_folded_and_labelled(self, name):
+        for cell in solutions(name):
+            assert "hide-cell" in cell["metadata"]["tags"]
+            assert cell["metadata"]["mystnb"] == {"code_prompt_show": "Solution", "code_prompt_hide": "Solution"}
+
+
+def solutions(name):
+    return [cell for cell in cells(name, "code") if "solution" in cell["metadata"].get("tags", [])]
 
 
 def test_every_experiment_has_a_chapter_and_a_smoke_and_a_classroom_profile():
