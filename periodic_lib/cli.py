@@ -141,7 +141,7 @@ def summary(dataset):
     """Return one row per run: its parameters, regime, destabilizations, median period, final losses and error."""
     from periodic_lib import periods, results
 
-    table = dataset.drop_dims([name for name in ("step", "eval_step") if name in dataset.dims])
+    table = dataset.drop_dims([name for name in dataset.dims if name != "run"])
     table = table.drop_vars("run").to_dataframe()
     table = table[[n for n in Run.names() if n in ("lr", "weight_decay") or table[n].nunique(dropna=False) > 1]]
     setup = results.setup_of(dataset)

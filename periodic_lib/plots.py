@@ -11,6 +11,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from periodic_lib import theory
@@ -55,7 +56,7 @@ def plot_trajectory(
         ax.plot(line[along], line, color=_color(results, lr), label=label, **style)
     ax.set(xlabel="step", ylabel=_label(name), yscale="log")
     ax.xaxis.set_major_locator(MaxNLocator(5))
-    _plain_numbers(ax.yaxis)
+    plain_numbers(ax.yaxis)
     if legend:
         ax.legend(title="learning rate")
     return ax
@@ -104,7 +105,24 @@ def plot_one_run(results: xr.Dataset, kicks: Sequence[int] = ()) -> Figure:
     return figure
 
 
-def _plain_numbers(axis: Axis) -> None:
+PHASE_COLORS = {"A": "#0173b2", "B": "#de8f05", "C": "#cc3311"}  # of the colour-blind safe palette
+
+
+def shade_phases(ax: Axes, steps: Sequence[float], phases: Sequence[str], legend: bool = False) -> Axes:
+    """Shade the background of `ax` by the phase of each step (`periods.label_phases`): A blue, B orange, C red."""
+    steps, phases = np.asarray(steps, float), np.asarray(phases)
+    edges = np.flatnonzero(phases[1:] != phases[:-1]) + 1
+    for first, last in zip([0, *edges], [*edges, len(phases)], strict=True):
+        if phases[first] in PHASE_COLORS:
+            end = steps[min(last, len(steps) - 1)]
+            ax.axvspan(steps[first], end, color=PHASE_COLORS[phases[first]], alpha=0.18, lw=0, zorder=0)
+    if legend:
+        patches = [Patch(color=color, alpha=0.3, label=f"phase {name}") for name, color in PHASE_COLORS.items()]
+        ax.figure.legend(handles=patches, loc="outside upper center", ncols=len(patches))
+    return ax
+
+
+def plain_numbers(axis: Axis) -> None:
     """Label a logarithmic axis with 0.001, 0.01, ..., and with 2, 5 too where it spans less than two decades."""
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     low, high = axis.get_data_interval()
