@@ -15,6 +15,7 @@ from functools import cached_property
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import minimize
 
 from periodic_lib.config import ConfigError, integer, number
 
@@ -94,6 +95,15 @@ def random_numbers(seed: ArrayLike, stream: int, counter: ArrayLike) -> NDArray[
     with np.errstate(over="ignore"):
         start = mix(np.asarray(seed, np.uint32) + np.uint32(stream) * np.uint32(0x9E3779B9))
         return mix(start + np.asarray(counter, np.uint32) * np.uint32(0x9E3779B9)) / 2.0**32
+
+
+def _sphere_loss(w: np.ndarray, x: np.ndarray, gain: float) -> tuple[float, np.ndarray]:
+    """Return the scale-invariant loss of toy B at w and its gradient."""
+    size = np.linalg.norm(w)
+    u = w / size
+    score = gain * x @ u
+    downhill = gain * (x.T @ (1 / (1 + np.exp(score)))) / len(x)
+    return np.logaddexp(0, -score).mean(), (u * (u @ downhill) - downhill) / size
 
 
 @dataclass(frozen=True)
@@ -194,6 +204,34 @@ class SphereToy:
         """Return the loss on all points at unit vectors (..., 3) of the first run; for drawing it on the sphere."""
         score = self._columns["gain"][0] * np.asarray(direction) @ self.x[0].T
         return np.logaddexp(0, -score).mean(axis=-1)
+
+    def minimum(self) -> xr.Dataset:
+        r"""Return, for every run, where on the sphere the loss is smallest, and what training meets there (eps = 0).
+
+        Returns
+        -------
+        data set (run): `train_loss`; `sharpness` h, the largest eigenvalue of the Hessian on the sphere;
+        `eff_grad_norm`, root mean square over batches: sqrt(E|g~_i|^2 / batch) with replacement, 0 for the full batch.
+
+        >>> float(SphereToy(flipped=0.25).minimum().train_loss.round(2)[0])
+        1.76
+        """
+        column, rows = self._columns, []
+        for x, gain, batch in zip(self.x, column["gain"].astype(float), column["batch"], strict=True):
+            found = [
+                minimize(_sphere_loss, start, (x, gain), jac=True) for start in (*np.eye(3), -np.eye(3)[0], x.mean(0))
+            ]
+            best = min(found, key=lambda one: one.fun)
+            u = best.x / np.linalg.norm(best.x)
+            across = np.eye(3) - np.outer(u, u)
+            score = gain * x @ u
+            wrong = 1 / (1 + np.exp(score))
+            hessian = gain**2 * (x.T * (wrong * (1 - wrong))) @ x / len(x) + (wrong * score).mean() * np.eye(3)
+            single = np.square(gain * wrong[:, None] * (x @ across)).sum(axis=1).mean()
+            noise = 0.0 if batch == self.points else np.sqrt(single / batch)
+            rows.append((best.fun, np.linalg.eigvalsh(across @ hessian @ across)[-1], noise))
+        names = ("train_loss", "sharpness", "eff_grad_norm")
+        return xr.Dataset({name: ("run", np.array(v)) for name, v in zip(names, zip(*rows, strict=True), strict=True)})
 
     def run(self, steps: int) -> xr.Dataset:
         """Return `steps` steps of all runs, in the form of `training.train`'s result.
