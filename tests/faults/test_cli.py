@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from periodic_lib import cli, experiments, notebooks
+from periodic_lib import cli, experiments, notebooks, results
 
 ROOT = Path(__file__).parents[2]
 BAD = [
@@ -26,6 +26,9 @@ BAD = [
     (["periodic_behavior", "--set", "batch_size=1438"], "`batch_size` must be at most 1437"),
     (["periodic_behavior", "--set", "dataset=mnist"], "`dataset` must be one of 'digits'"),
     (["periodic_behavior", "--set", "network=vgg"], "`network` must be one of 'mlp'"),
+    (["periodic_behavior", "--budget", "0"], "`budget` must be a positive number of seconds"),
+    (["periodic_behavior", "--budget", "soon"], "`budget` must be a positive number of seconds"),
+    (["periodic_behavior", "--keep", "--set", "lr=0.3"], "`--set` may change only `dataset`"),
     (["periodic_behavior", "--set", "lr"], "`--set` must be NAME=VALUE"),
     (["periodic_behavior", "--set", "lr=[1,"], "`--set lr` must be a number"),
 ]
@@ -54,6 +57,30 @@ def test_run_prints_a_row_per_run_and_the_file(capsys, tmp_path):
 def test_momentum_runs_have_no_regime_yet(capsys):
     assert cli.main(["run", "rescaling", "--profile", "smoke", "--set", "momentum=0.9", "--set", "steps=5"]) == 0
     assert " - " in capsys.readouterr().out
+
+
+def test_results_with_layers_and_curvature_are_summarized(capsys):
+    for name in ("one_period", "one_period_curvature"):
+        assert cli.main(["run", name, "--profile", "smoke", "--set", "steps=20", "--set", "init_seed=0"]) == 0
+    assert "regime" in capsys.readouterr().out
+
+
+def test_a_budget_is_kept_and_the_next_call_goes_on_to_the_same_numbers(capsys, monkeypatch):
+    command = ["run", "periodic_behavior", "--profile", "smoke", "--set", "steps=300"]
+    todo = experiments.plan("periodic_behavior", "smoke", {"steps": 300})
+    calls = 0
+    while cli.main([*command, "--budget", "0.05"]) == cli.UNFINISHED:
+        calls += 1
+        assert not todo.path.exists()
+        assert todo.path.with_suffix(".resume.npz").exists()
+    assert calls > 1
+    assert "The same command goes on" in capsys.readouterr().err
+    assert not todo.path.with_suffix(".resume.npz").exists()
+    sliced = results.load(todo.path)
+    assert cli.main([*command, "--force"]) == 0
+    whole = results.load(todo.path)
+    for name in whole.data_vars:
+        assert whole[name].identical(sliced[name]), name
 
 
 def test_list_shows_experiments_profiles_runs_and_time(capsys):

@@ -1,10 +1,11 @@
 import textwrap
 
+import numpy as np
 import pytest
 
-from periodic_lib import results
+from periodic_lib import Setup, grid, results, train
 from periodic_lib.config import ConfigError
-from periodic_lib.experiments import plan, run_experiment, state
+from periodic_lib.experiments import declared, keep, kept, plan, run_experiment, state
 from periodic_lib.results import bare_source, code_digest
 
 FILE = """
@@ -148,3 +149,49 @@ def test_the_code_digest_ignores_comments_and_sees_code(tmp_path):
     assert bare_source(source) != bare_source(source.replace("2 *", "3 *"))
     assert bare_source("x = '#'  # c") == "x = '#'"
     assert len(code_digest()) == 64
+
+
+# ---------------------------------------------------------------- long runs
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Pictures of CIFAR-10's shape, drawn at random."""
+    rng, path = np.random.default_rng(0), tmp_path / "pictures.npz"
+    labels = np.arange(256) % 10
+    arrays = {f"x_{part}": rng.integers(0, 256, (256, 32, 32, 3), np.uint8) for part in ("train", "test")}
+    np.savez(path, y_train=labels, y_test=labels, **arrays)
+    return str(path)
+
+
+PAPER = [name for name, entry in declared().items() if "paper" in entry["profiles"]]
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_paper_profile_is_rehearsed_for_two_steps(name, pictures, tmp_path, monkeypatch):
+    monkeypatch.setenv("PERIODIC_CACHE", str(tmp_path))
+    asked = plan(name, "paper")
+    assert (asked.setup.dataset, asked.setup.network, asked.setup.width) == ("cifar10", "convnet", 32)
+    changes = {"dataset": pictures, "steps": 2, "evaluate_every": None, "curvature_every": None}
+    done = run_experiment(name, "paper", overrides=changes, progress=False)
+    assert done.sizes["step"] >= 1
+    assert np.isfinite(done.train_loss).all()
+    assert float(done.weight_norm[0, 0]) == pytest.approx(12.65, rel=0.01) or asked.setup.fixed_norm
+
+
+def test_a_result_is_kept_with_another_copy_of_the_data_only(project):
+    with pytest.raises(ConfigError, match="only a declared result is kept"):
+        keep(None, plan("small", "smoke", {"steps": 3}))
+    assert kept("small", "smoke") is None
+    dataset = run_experiment("small", "smoke", progress=False)
+    path = keep(dataset, plan("small", "smoke"))
+    assert path == project / "data" / "results" / "smoke" / "small.nc"
+    assert (kept("small", "smoke").train_loss == dataset.train_loss).all()
+    declare(project, FILE.replace("steps: 1e1", "steps: 12"))
+    with pytest.raises(results.ResultsError, match="other settings than are declared"):
+        kept("small", "smoke")
+
+
+def test_a_budget_needs_a_place_for_the_state():
+    with pytest.raises(ConfigError, match="`budget` needs `resume`"):
+        train(Setup(steps=3), grid(lr=0.1, weight_decay=0), budget=3)

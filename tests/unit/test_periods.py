@@ -133,3 +133,78 @@ def test_a_data_set_is_judged_run_by_run():
     assert find_destabilizations(finite)["run"].unique().tolist() == [1]
     assert len(find_periods(finite)) == 8
     assert periods.balance_ratio(data).dims == ("run", "step")
+
+
+# ---------------------------------------------------------------- phases
+
+
+def three_phases(falls, rises, breaks, repeats=5, every=1):
+    """Norm, effective gradient and steps of periods whose phases A, B, C last the given numbers of steps."""
+    quiet = falls + rises
+    norm = np.concatenate([-0.002 * np.arange(quiet), -0.002 * quiet * (1 - np.arange(breaks) / breaks)])
+    gradient = np.concatenate(
+        [-0.02 * np.arange(falls), -0.02 * falls + 0.05 * np.arange(rises), np.full(breaks, 3.0)]
+    )
+    steps = np.arange(repeats * len(norm))
+    return np.exp(np.tile(norm, repeats))[::every], np.exp(np.tile(gradient, repeats))[::every], steps[::every]
+
+
+def test_steps_per_phase_of_a_synthetic_run_are_recovered():
+    norm, gradient, steps = three_phases(300, 60, 10)
+    found = find_periods(norm, steps=steps, eff_grad_norm=gradient)
+    assert (found["length"] == 370).all()
+    assert (found[["A", "B", "C"]].sum(axis=1) == found["length"]).all()
+    window = 360 * periods.SMOOTHING  # the minimum of the smoothed gradient may be off by that much
+    assert np.abs(found["A"] - 300).max() <= window
+    assert np.abs(found["B"] - 60).max() <= window
+    assert np.abs(found["C"] - 10).max() <= 1
+
+
+@pytest.mark.parametrize("every", [5, 10])
+def test_phases_of_sparse_records_are_counted_in_steps(every):
+    norm, gradient, steps = three_phases(300, 60, 10, every=every)
+    found = find_periods(norm, steps=steps, eff_grad_norm=gradient)
+    assert np.abs(found["length"] - 370).max() <= every
+    assert (found[["A", "B", "C"]].sum(axis=1) == found["length"]).all()
+    assert np.abs(found["A"] - 300).max() <= 360 * periods.SMOOTHING + every
+
+
+def test_phases_are_found_in_noise():
+    norm, gradient, _ = three_phases(300, 60, 10)
+    noise = np.random.default_rng(0).lognormal(0, 0.5, len(gradient))
+    found = find_periods(norm, eff_grad_norm=gradient * noise)
+    assert np.abs(found["A"] - 300).max() <= 40
+
+
+def test_a_run_that_starts_and_ends_inside_a_period_is_labelled_there_too():
+    norm, gradient, _ = three_phases(300, 60, 10)
+    phases = periods.label_phases(norm[200:1250], gradient[200:1250])
+    assert set(phases[:90]) == {"A"}
+    assert set(phases[110:155]) == {"B"}
+    assert set(phases[-100:]) == {"A"}  # cut off in the middle of A: its gradient has not risen yet
+    assert (phases != "").all()
+
+
+def test_without_a_destabilization_there_are_no_phases():
+    assert set(periods.label_phases(np.exp(-0.002 * T), np.ones(2000))) == {""}
+
+
+def test_phases_need_the_gradient_in_the_right_shape():
+    with pytest.raises(ConfigError, match="`eff_grad_norm` must be given"):
+        periods.label_phases(np.ones(5))
+    with pytest.raises(ConfigError, match="`eff_grad_norm` must have the shape"):
+        periods.label_phases(np.ones(5), np.ones(4))
+
+
+def test_phases_and_periods_of_a_data_set():
+    norm, gradient, steps = three_phases(300, 60, 10)
+    spikes = np.where(gradient > 2, 3.0, 1e-3)
+    variables = {"weight_norm": norm, "eff_grad_norm": gradient, "train_loss": spikes}
+    data = xr.Dataset({n: (("run", "step"), v[None]) for n, v in variables.items()}, {"run": [7], "step": steps})
+    labelled = periods.label_phases(data)
+    assert labelled.dims == ("run", "step")
+    table = find_periods(data)
+    assert table["run"].tolist() == [7] * len(table)
+    for row in table.itertuples():
+        inside = labelled.sel(run=7, step=slice(row.start, row.end - 1)).values
+        assert [(inside == name).sum() for name in "ABC"] == [row.A, row.B, row.C]

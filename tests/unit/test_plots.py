@@ -62,3 +62,12 @@ def test_style_is_set_only_when_asked():
         plots.use_style()
         assert plt.rcParams["figure.facecolor"] == "white"
     assert (plt.rcParams["figure.facecolor"], plt.rcParams["axes.grid"]) == before
+
+
+def test_phases_are_shaded_where_they_are():
+    ax = plt.figure().subplots()
+    phases = np.array(["A"] * 5 + ["B"] * 2 + ["C"] + [""] * 2)
+    plots.shade_phases(ax, np.arange(10) * 10, phases, legend=True)
+    spans = [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in ax.patches]
+    assert spans == [(0, 50), (50, 70), (70, 80)]
+    assert [text.get_text() for text in ax.figure.legends[0].get_texts()] == ["phase A", "phase B", "phase C"]
