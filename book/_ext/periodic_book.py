@@ -1,10 +1,12 @@
-"""Sphinx extension of this book: measured numbers in the text, and chapters' figures on other pages.
+"""Sphinx extension of this book: measured numbers in the text, chapters' figures on other pages, the simulator.
 
     {result}`03_periodic_behavior.periods_slow:.0f`     a number that a chapter published, formatted
     ```{chapter-figure} 03_periodic_behavior/one_run    a figure that a chapter showed, with its description
     ```
+    ```{simulator} 03_periodic_behavior/one_run         the live simulator; the figure where no script runs
+    ```
 
-Both read the records that the chapters wrote when they were executed ($PERIODIC_RECORDS). A key that no chapter
+They read the records that the chapters wrote when they were executed ($PERIODIC_RECORDS). A key that no chapter
 published is a warning, and so fails the build.
 """
 
@@ -85,6 +87,35 @@ class ChapterFigure(SphinxDirective):
         return [figure]
 
 
+class Simulator(ChapterFigure):
+    """The live simulator. Its figure and caption are a chapter figure's, which simulator.js finds in its container."""
+
+    required_arguments = 0
+    optional_arguments = 1
+
+    def run(self):
+        figure = super().run() if self.arguments else self.caption_alone()
+        script = Path(__file__).with_name("simulator.js")
+        self.env.note_dependency(str(script))
+        code = script.read_text(encoding="utf-8")
+        return [
+            raw_html('<div class="simulator">'),
+            *figure,
+            raw_html(f"</div><script>\n{code}</script>"),
+        ]
+
+    def caption_alone(self):
+        """Return the body as text: other builders than HTML show nothing else."""
+        holder = nodes.container(classes=["simulator-caption"])
+        self.state.nested_parse(self.content, self.content_offset, holder)
+        return [holder]
+
+
+def raw_html(text):
+    """Return a node that HTML shows as it is and other builders leave out."""
+    return nodes.raw("", text, format="html")
+
+
 def without_thebe(app, pagename, templatename, context, doctree):
     """Drop the scripts of sphinx-thebe, which Jupyter Book adds even when it is off: they name a CDN, twice."""
     context["script_files"] = [
@@ -96,10 +127,11 @@ def without_thebe(app, pagename, templatename, context, doctree):
 
 
 def setup(app):
-    """Register the role and the directive."""
+    """Register the role and the directives."""
     app.connect("html-page-context", without_thebe, priority=999)
     app.add_role("result", ResultRole())
     app.add_directive("chapter-figure", ChapterFigure)
+    app.add_directive("simulator", Simulator)
     return {
         "version": "1",
         "parallel_read_safe": True,

@@ -1,0 +1,167 @@
+"""The live simulator's model is the library's: the same file that a page shows, run beside `SphereToy`."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bs4 import BeautifulSoup
+
+from periodic_lib.periods import classify_regime, find_destabilizations
+from periodic_lib.toys import BATCH_STREAM, POINT_STREAM, START_STREAM, SphereToy, random_numbers
+
+SCRIPT = Path(__file__).parents[2] / "book" / "_ext" / "simulator.js"
+REGIMES = {"converges": "convergence", "periodic": "periodic", "equilibrium": "equilibrium"}
+OTHERS = {
+    "soft_and_noisy": {"el": 1e-2, "gain": 12, "margin": 0.2, "flipped": 0.125, "batch": 7, "eps": 1e-3, "seed": 5},
+    # small el: it is rounding that starts a destabilization of full-batch descent, and languages round differently
+    "full_batch": {"el": 1e-3, "batch": 16, "eps": 1e-2, "seed": 3},
+}
+NAMES = ["el", "gain", "margin", "flipped", "batch", "eps", "seed"]
+COMPARED = 1000  # steps; beyond, destabilizations amplify the last bit of exp without bound
+JUDGED = 20_000  # steps, after which the simulator calls what did not destabilize convergence
+PRECISION = 1e-9
+
+
+def in_javascript(body, data, folder):
+    """Return what the function `(simulator, data) => { body }` returns, from Node or else from headless Chromium."""
+    call = f"JSON.stringify(((simulator, data) => {{ {body} }})(SIMULATOR, {json.dumps(data)}))"
+    node, chromium = shutil.which("node"), shutil.which("chromium")
+    if node:
+        program = f"console.log({call.replace('SIMULATOR', f'require({json.dumps(str(SCRIPT))})')})"
+        return json.loads(answer([node, "-"], program))
+    if chromium:
+        page = folder / "page.html"
+        call = call.replace("SIMULATOR", "module.exports")
+        scripts = ["var module = {};", SCRIPT.read_text(encoding="utf-8"), f"document.body.textContent = {call};"]
+        page.write_text("<body>" + "".join(f"<script>{script}</script>" for script in scripts), encoding="utf-8")
+        options = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={folder / 'profile'}",
+            "--dump-dom",
+        ]
+        return json.loads(BeautifulSoup(answer([chromium, *options, page.as_uri()]), "html.parser").body.get_text())
+    pytest.skip("needs Node or Chromium to run JavaScript")
+
+
+def answer(command, program=None):
+    return subprocess.run(command, input=program, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("simulator")
+
+
+@pytest.fixture(scope="module")
+def cases(folder):
+    """The presets and other parameter sets, complete."""
+    defaults, presets = in_javascript("return [simulator.DEFAULTS, simulator.PRESETS];", None, folder)
+    chosen = {**presets, **OTHERS}
+    return {case: {name: {**defaults, **values}[name] for name in NAMES} for case, values in chosen.items()}
+
+
+@pytest.fixture(scope="module")
+def library(cases):
+    columns = {name: [case[name] for case in cases.values()] for name in NAMES}
+    return SphereToy(**columns).run(JUDGED)
+
+
+@pytest.fixture(scope="module")
+def simulated(cases, folder):
+    """Every number of the first steps, and the regime at the end, as the page computes them."""
+    body = f"""
+        return data.map((parameters) => {{
+          const toy = new simulator.Toy(parameters), judge = new simulator.Judge(toy.el);
+          const names = ["train_loss", "weight_norm", "elr", "eff_grad_norm", "angular_update", "direction"];
+          const kept = Object.fromEntries(names.map((name) => [name, []]));
+          for (let step = 0; step < {JUDGED}; step++) {{
+            toy.step();
+            judge.observe(toy);
+            if (step >= {COMPARED}) continue;
+            const values = [toy.loss, toy.norm, toy.elr, toy.gradient, toy.angle, Array.from(toy.direction)];
+            Object.values(kept).forEach((series, place) => series.push(values[place]));
+          }}
+          return {{ ...kept, regime: judge.regime }};
+        }});"""
+    return dict(zip(cases, in_javascript(body, list(cases.values()), folder), strict=True))
+
+
+def test_random_numbers_are_the_librarys(folder):
+    seeds, counters = [0, 1, 12345, 2**32 - 1], [0, 1, 2, 999, 2**31, 2**32 - 1]
+    asked = [[s, stream, c] for s in seeds for stream in (POINT_STREAM, BATCH_STREAM, START_STREAM) for c in counters]
+    got = in_javascript("return data.map((numbers) => simulator.randomNumber(...numbers));", asked, folder)
+    assert got == [float(random_numbers(*numbers)) for numbers in asked]
+
+
+@pytest.mark.parametrize("case", [*REGIMES, *OTHERS])
+def test_every_number_of_a_thousand_steps_is_the_librarys(case, cases, library, simulated):
+    run = library.isel(run=list(cases).index(case), step=slice(COMPARED))
+    for name in ("train_loss", "weight_norm", "elr", "eff_grad_norm"):
+        np.testing.assert_allclose(simulated[case][name], run[name], rtol=PRECISION, err_msg=name)
+    for name in ("angular_update", "direction"):  # absolute: angles of quiet steps are smaller than rounding
+        np.testing.assert_allclose(simulated[case][name], run[name], rtol=0, atol=PRECISION, err_msg=name)
+
+
+def test_the_periodic_preset_destabilizes_within_the_compared_steps(cases, library):
+    run = list(cases).index("periodic")
+    kicks = find_destabilizations(library.isel(run=[run], step=slice(COMPARED)))
+    assert len(kicks) >= 1
+
+
+@pytest.mark.parametrize(("preset", "regime"), REGIMES.items())
+def test_a_preset_shows_its_regime(preset, regime, cases, library, simulated):
+    run = library.isel(run=[list(cases).index(preset)])
+    assert simulated[preset]["regime"] == regime
+    assert classify_regime(run, chance_loss=np.inf).item() == regime
+
+
+def test_the_judge_finds_what_the_period_finder_finds(cases, library, folder):
+    body = """
+        return data.map(({ el, loss, norm, angle }) => {
+          const judge = new simulator.Judge(el);
+          loss.forEach((value, step) => judge.observe({ loss: value, norm: norm[step], angle: angle[step] }));
+          return { starts: judge.starts, regime: judge.regime, period: judge.meanPeriod };
+        });"""
+    names = {"loss": "train_loss", "norm": "weight_norm", "angle": "angular_update"}
+    data = [
+        {"el": case["el"], **{name: library[long].values[run].tolist() for name, long in names.items()}}
+        for run, case in enumerate(cases.values())
+    ]
+    judged = in_javascript(body, data, folder)
+    kicks = find_destabilizations(library)
+    assert [one["starts"] for one in judged] == [kicks[kicks.run == run].start.tolist() for run in library.run.values]
+    assert [one["regime"] for one in judged] == classify_regime(library, chance_loss=np.inf).values.tolist()
+    assert judged[list(cases).index("periodic")]["period"] == pytest.approx(
+        np.diff(kicks[kicks.run == list(cases).index("periodic")].start).mean()
+    )
+
+
+def test_the_judge_waits_before_it_speaks(folder):
+    body = """
+        const toy = new simulator.Toy(simulator.PRESETS.converges), judge = new simulator.Judge(toy.el);
+        for (let step = 0; step < 5000; step++) { toy.step(); judge.observe(toy); }
+        return judge.regime;"""
+    assert in_javascript(body, None, folder) == "too early to say"
+
+
+def test_a_change_goes_on_from_the_present_weights(folder):
+    body = """
+        const toy = new simulator.Toy(simulator.PRESETS.periodic);
+        for (let step = 0; step < 300; step++) toy.step();
+        const before = [...toy.weights, toy.rate];
+        toy.change({ el: 0.1, margin: 0.3 });
+        return [before, [...toy.weights, toy.rate], toy.rate * toy.weightDecay, toy.steps];"""
+    before, after, el, steps = in_javascript(body, None, folder)
+    assert before == after
+    assert (el, steps) == (pytest.approx(0.1), 300)
+
+
+def test_the_script_can_be_written_into_a_page_and_loads_nothing():
+    code = SCRIPT.read_text(encoding="utf-8")
+    for word in ("http", "</script", "fetch(", "import(", "XMLHttpRequest", "WebSocket"):
+        assert word not in code
