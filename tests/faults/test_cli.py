@@ -87,7 +87,7 @@ def test_list_shows_experiments_profiles_runs_and_time(capsys):
     assert cli.main(["run", "--list"]) == 0
     out = capsys.readouterr().out
     rows = [line.split() for line in out.splitlines() if line.split()[0] == "periodic_behavior"]
-    assert [row[1] for row in rows] == ["smoke", "classroom"]
+    assert [row[1] for row in rows] == ["smoke", "classroom", "paper"]
     plan = experiments.plan("periodic_behavior")
     assert rows[1][2:4] == [str(len(plan.runs)), str(plan.setup.steps)]
     assert "estimated" in out
