@@ -20,7 +20,7 @@ from pathlib import Path
 
 import yaml
 
-from periodic_lib import claims, experiments, results
+from periodic_lib import claims, experiments, glossary, results
 from periodic_lib.config import ConfigError, known_names, root
 
 ERROR_EXCERPT = 30  # lines of a failed notebook's traceback that are shown
@@ -281,6 +281,7 @@ def stage(profile: str) -> Path:
     for name in chapters():
         wanted[Path(f"{name}.ipynb")] = rendered(read(_copy(name, profile)))
     wanted[Path("scorecard.md")] = claims.scorecard(records).encode()
+    wanted[Path("glossary.md")] = glossary.page().encode()
     for path in (build_folder(profile) / "records" / "figures").glob("*.png"):
         wanted[Path("figures") / path.name] = path.read_bytes()
     wanted[Path("_vendor/mathjax/tex-svg-full.js")] = _mathjax()

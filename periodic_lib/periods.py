@@ -2,22 +2,21 @@ r"""Destabilizations, periods and the regime of a run. NumPy and pandas only.
 
 Definitions
 -----------
-*Destabilization*: the weight norm, which weight decay had been shrinking, is kicked out while the training loss leaves
-its low level. Operationally, on ln rho^2: a rise of at least `min_rise`, after a fall of at least `min_rise`; where
-the training loss is given, it must also peak, during the rise, at `min_loss_ratio` times its median since the rise
-before. The destabilization is dated at the minimum of the norm, where the kick begins; kicks that are not separated
-by a fall of `min_rise` are one.
-*Period*: from one destabilization to the next. Stretches that the record cuts off (before the first, after the last)
-have no known length and are no periods.
-*Phases* of a period. C: the destabilization, from the minimum of the norm to the maximum after it (the loss shoots up,
-the norm grows). A: from there to the minimum of the effective gradient norm, smoothed (the loss and the gradient fall,
-the norm decays). B: from there to the next minimum of the norm (the effective learning rate has become so large that
-the gradient stops falling and rises). Stretches before the first and after the last destabilization are labelled the
-same way; the last is all A as long as its gradient has not clearly risen again. Without a destabilization there are
-no periods, and so no phases.
-*Balance ratio*: tan(angular update) / tan(equilibrium angle). Its mean square is 1 whenever the norm returns to where
-it was (the budget identity of `theory.norm_budget`). Its median tells how that mean comes about: near 1 if every step
-contributes (equilibrium), far below 1 if a few violent steps pay for many quiet ones (periods).
+*Destabilization*: [[destabilization]].
+Operationally, on ln rho^2: a rise of at least `min_rise`, after a fall of at least `min_rise`; where the training loss
+is given, it must also peak, during the rise, at `min_loss_ratio` times its median since the rise before. The
+destabilization is dated at the minimum of the norm, where the kick begins; kicks that are not separated by a fall of
+`min_rise` are one.
+*Period*: [[period]].
+Stretches that the record cuts off (before the first, after the last) have no known length and are no periods.
+*Phases* of a period. C, [[phase_c]]: from the minimum of the norm to the maximum after it.
+A, [[phase_a]]: from there to the minimum of the effective gradient norm, smoothed.
+B, [[phase_b]]: from there to the next minimum of the norm.
+Stretches before the first and after the last destabilization are labelled the same way; the last is all A as long as
+its gradient has not clearly risen again. Without a destabilization there are no periods, and so no phases.
+*Balance ratio*: [[balance_ratio]].
+Its median tells how that mean comes about: near 1 if every step contributes (equilibrium), far below 1 if a few
+violent steps pay for many quiet ones (periods).
 """
 
 from __future__ import annotations
@@ -28,6 +27,9 @@ import xarray as xr
 
 from periodic_lib import theory
 from periodic_lib.config import ConfigError
+from periodic_lib.glossary import define
+
+__doc__ = define(__doc__)
 
 MIN_RISE = 0.1  # of ln rho^2: 5 % of the norm
 MIN_LOSS_RATIO = 10.0
