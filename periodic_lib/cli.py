@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import yaml
 
 from periodic_lib import experiments
-from periodic_lib.config import ConfigError, Run
+from periodic_lib.config import ConfigError, Run, Unfinished
 
 UNFINISHED = 3  # exit status
 
@@ -87,7 +87,7 @@ def _run(options: argparse.Namespace) -> int:
         dataset = experiments.run_experiment(
             options.experiment, options.profile, overrides=overrides, force=options.force, budget=options.budget
         )
-    except _unfinished() as stopped:
+    except Unfinished as stopped:
         experiments.print_message(f"{todo.name} ({todo.profile}): {stopped}. The same command goes on.")
         return UNFINISHED
     print(summary(dataset).to_string(index=False))
@@ -95,13 +95,6 @@ def _run(options: argparse.Namespace) -> int:
     if options.keep:
         print(f"{experiments.keep(dataset, todo)}")
     return 0
-
-
-def _unfinished() -> type[Exception]:
-    """Return `training.Unfinished`, which needs PyTorch, only once an exception has to be told from others."""
-    from periodic_lib.training import Unfinished
-
-    return Unfinished
 
 
 def parse_overrides(assignments: Sequence[str]) -> dict:

@@ -23,7 +23,7 @@ import xarray as xr
 from tqdm import tqdm
 
 from periodic_lib import datasets, metrics, networks, optimizers, results
-from periodic_lib.config import ConfigError, Record, Run, Setup, number
+from periodic_lib.config import ConfigError, Record, Run, Setup, Unfinished, number
 from periodic_lib.glossary import defined
 
 STEP_METRICS = ("train_loss", "weight_norm", "grad_norm", "angular_update")
@@ -127,14 +127,6 @@ def train(
                     raise Unfinished(step + 1, setup.steps)
         keep.look_at(setup.steps)
     return keep.dataset(seconds=time.perf_counter() - started)
-
-
-class Unfinished(RuntimeError):
-    """Training that stopped because its budget was used up; its state is saved."""
-
-    def __init__(self, done: int, steps: int):
-        super().__init__(f"stopped after {done:,} of {steps:,} steps, as the budget was used up; the state is saved")
-        self.done, self.steps = done, steps
 
 
 def _checked_budget(budget: object, resume: object) -> float:
