@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 import xarray as xr
 from matplotlib.axes import Axes
@@ -128,3 +130,31 @@ def _color(results: xr.Dataset, lr: float):
 def _label(name: str) -> str:
     label, unit = LABELS[name]
     return label if unit == "1" else f"{label} [{unit}]"
+
+
+def plot_prediction(
+    table: pd.DataFrame, measured: str, predicted: str, hue: str | None = None, ax: Axes | None = None
+) -> Axes:
+    """Plot predicted against measured on logarithmic axes, with the diagonal on which both are equal.
+
+    Colour and marker tell the values of column `hue`, in its order; the legend is left to the caller. Rows that are
+    not positive or not finite are left out, since they have no place on such axes.
+    """
+    ax = plt.gca() if ax is None else ax
+    values = table[[measured, predicted]].astype(float)
+    shown = table[((values > 0) & np.isfinite(values)).all(axis=1)]
+    names = [None] if hue is None else sorted(table[hue].unique())
+    colors, markers = sns.color_palette("viridis", len(names)), "osD^vPX<>"
+    for name, color, marker in zip(names, colors, itertools.cycle(markers), strict=False):
+        part = shown if hue is None else shown[shown[hue] == name]
+        label = None if hue is None else f"{name:g}" if isinstance(name, float) else str(name)
+        style = {"s": 22, "alpha": 0.75, "edgecolors": "white", "linewidths": 0.4}
+        ax.scatter(part[measured], part[predicted], color=color, marker=marker, label=label, **style)
+    if len(shown):
+        both = shown[[measured, predicted]].to_numpy(float)
+        ends = [both.min() / 1.3, both.max() * 1.3]
+        ax.plot(ends, ends, "--", color="0.4", lw=1, zorder=0)
+    ax.set(xscale="log", yscale="log", xlabel=measured, ylabel=predicted)
+    for axis in (ax.xaxis, ax.yaxis):
+        _plain_numbers(axis)
+    return ax

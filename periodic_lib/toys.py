@@ -250,3 +250,43 @@ class SphereToy:
         coordinates |= {"lr": ("run", self.learning_rate), "weight_decay": ("run", np.full(len(weights[0]), decay))}
         coordinates |= {"momentum": ("run", np.zeros(len(weights[0]))), "init_seed": ("run", self._columns["seed"])}
         return xr.Dataset(variables, {"run": np.arange(len(weights[0])), "step": np.arange(len(rho.T)), **coordinates})
+
+
+def sphere_minimum(toy: SphereToy) -> xr.Dataset:
+    r"""Return the minimum of toy B's loss on the sphere for every run, by Newton's method (for eps = 0).
+
+    Started at e_1, where every point is on the right side, so the Hessian on the sphere is positive there if no label
+    is flipped.
+
+    Returns
+    -------
+    data set (run): `direction` (run, axis), `train_loss`, and `sharpness`, the largest eigenvalue of the Hessian on
+    the sphere.
+
+    >>> minimum = sphere_minimum(SphereToy(seed=[0, 1]))
+    >>> minimum.sharpness.values.round(4).tolist()
+    [0.045, 0.0856]
+    """
+    gain, rows = toy._columns["gain"].astype(float), []
+    for g, x in zip(gain, toy.x, strict=True):
+        u = np.array([1.0, 0.0, 0.0])
+        for _ in range(200):
+            basis = np.linalg.svd(u[None])[2][1:]  # (2, 3), tangents
+            slope, hessian = _on_sphere(g, x, u, basis)
+            move = np.linalg.solve(hessian, -slope)
+            u = u + 0.1 * np.tanh(np.linalg.norm(move) / 0.1) * move / max(np.linalg.norm(move), 1e-300) @ basis
+            u /= np.linalg.norm(u)
+        loss = np.logaddexp(0, -g * x @ u).mean()
+        rows.append((u, loss, np.linalg.eigvalsh(_on_sphere(g, x, u, np.linalg.svd(u[None])[2][1:])[1])[-1]))
+    direction, loss, sharpness = (np.array(column) for column in zip(*rows, strict=True))
+    return xr.Dataset(
+        {"direction": (("run", "axis"), direction), "train_loss": ("run", loss), "sharpness": ("run", sharpness)}
+    )
+
+
+def _on_sphere(gain: float, x: np.ndarray, u: np.ndarray, basis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return gradient (2,) and Hessian (2, 2) of the loss on the sphere at `u`, in the tangents `basis`."""
+    miss = 1 / (1 + np.exp(gain * x @ u))  # (points,)
+    ambient = -gain * (miss @ x) / len(x)
+    curved = gain**2 * (x.T * (miss * (1 - miss))) @ x / len(x)
+    return basis @ ambient, basis @ curved @ basis.T - (u @ ambient) * np.eye(2)

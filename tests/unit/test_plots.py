@@ -1,5 +1,6 @@
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 
 from periodic_lib import Record, Setup, grid, plots, train
@@ -62,3 +63,13 @@ def test_style_is_set_only_when_asked():
         plots.use_style()
         assert plt.rcParams["figure.facecolor"] == "white"
     assert (plt.rcParams["figure.facecolor"], plt.rcParams["axes.grid"]) == before
+
+
+def test_predictions_lie_on_the_diagonal_if_they_are_right():
+    table = pd.DataFrame({"t": [1.0, 10.0, np.nan], "law": [1.0, 10.0, 3.0], "el": [0.1, 0.2, 0.2]})
+    ax = plots.plot_prediction(table, "t", "law", hue="el", ax=plt.figure().gca())
+    assert ax.get_legend_handles_labels()[1] == ["0.1", "0.2"]
+    assert [len(points.get_offsets()) for points in ax.collections] == [1, 1]
+    x, y = ax.lines[0].get_data()
+    assert list(x) == list(y)
+    assert plots.plot_prediction(table.iloc[:0], "t", "law", ax=plt.figure().gca()).get_xscale() == "log"

@@ -121,7 +121,7 @@ def as_early_as_possible(lr, wd, delta, low, high):
 
 
 def test_a_delta_jump_is_a_step_beyond_the_jump_norm():
-    lr, wd, delta, g, rng = settings()
+    lr, wd, delta, g, _ = settings()
     limit = theory.jump_norm(lr, wd, g, delta)
     for factor, jumps in ((0.999, True), (1.001, False)):
         angle = theory.angular_update(lr, wd, factor * limit, g)
@@ -319,7 +319,8 @@ def modulus(slope, el):
         h[i] = 1e-5 * point[i]
         columns.append((half_map(*(point + h), slope, el) - half_map(*(point - h), slope, el)) / (2 * h[i]))
     eigenvalues = np.linalg.eigvals(np.column_stack(columns))
-    assert np.abs(np.angle(eigenvalues)).max() == pytest.approx(2 * np.pi / theory.edge_oscillation_steps(el), rel=0.02)
+    turn = 2 * np.pi / theory.edge_oscillation_steps(el)
+    assert np.abs(np.angle(eigenvalues)).max() == pytest.approx(turn, rel=0.02)
     return abs(np.prod(eigenvalues))
 
 
@@ -405,3 +406,15 @@ def test_toy_b_in_32_bits_stays_close_at_first_and_rounds():
     assert np.isfinite(narrow.train_loss).all()
     with pytest.raises(ConfigError, match="`dtype` must be one of 'float32', 'float64'; got 'half'"):
         toys.SphereToy(dtype="half")
+
+
+def test_the_minimum_of_toy_b_is_one_and_its_sharpness_is_the_curvature():
+    toy = toys.SphereToy(seed=[3])
+    minimum = toys.sphere_minimum(toy).isel(run=0)
+    u, h = minimum.direction.values, 1e-4
+    around = np.linspace(0, 2 * np.pi, 60, endpoint=False)
+    basis = np.linalg.svd(u[None])[2][1:]
+    near = np.cos(h) * u + np.sin(h) * (np.cos(around)[:, None] * basis[0] + np.sin(around)[:, None] * basis[1])
+    assert (toy.losses(near) > toy.losses(u)).all()
+    curvature = 2 * (toy.losses(near) - toy.losses(u)) / h**2
+    assert curvature.max() == pytest.approx(float(minimum.sharpness), rel=0.01)
