@@ -155,6 +155,12 @@ def plot_prediction(
         ends = [both.min() / 1.3, both.max() * 1.3]
         ax.plot(ends, ends, "--", color="0.4", lw=1, zorder=0)
     ax.set(xscale="log", yscale="log", xlabel=measured, ylabel=predicted)
+    return plain_numbers(ax)
+
+
+def plain_numbers(ax: Axes) -> Axes:
+    """Label the logarithmic axes of `ax` with 0.001, 0.01, ..., and with 2, 5 too where they span little."""
     for axis in (ax.xaxis, ax.yaxis):
-        _plain_numbers(axis)
+        if axis.get_scale() == "log":
+            _plain_numbers(axis)
     return ax
