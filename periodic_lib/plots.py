@@ -133,20 +133,28 @@ def _label(name: str) -> str:
 
 
 def plot_prediction(
-    table: pd.DataFrame, measured: str, predicted: str, hue: str | None = None, ax: Axes | None = None
+    table: pd.DataFrame,
+    measured: str,
+    predicted: str,
+    hue: str | None = None,
+    ax: Axes | None = None,
+    order: Sequence | None = None,
 ) -> Axes:
     """Plot predicted against measured on logarithmic axes, with the diagonal on which both are equal.
 
-    Colour and marker tell the values of column `hue`, in its order; the legend is left to the caller. Rows that are
-    not positive or not finite are left out, since they have no place on such axes.
+    Colour and marker tell the values of column `hue`, sorted, or those of `order`: give it where several panels have
+    to agree. The legend is left to the caller. Rows that are not positive or not finite are left out, since they have
+    no place on such axes.
     """
     ax = plt.gca() if ax is None else ax
     values = table[[measured, predicted]].astype(float)
     shown = table[((values > 0) & np.isfinite(values)).all(axis=1)]
-    names = [None] if hue is None else sorted(table[hue].unique())
+    names = [None] if hue is None else sorted(table[hue].unique()) if order is None else list(order)
     colors, markers = sns.color_palette("viridis", len(names)), "osD^vPX<>"
     for name, color, marker in zip(names, colors, itertools.cycle(markers), strict=False):
         part = shown if hue is None else shown[shown[hue] == name]
+        if part.empty:
+            continue
         label = None if hue is None else f"{name:g}" if isinstance(name, float) else str(name)
         style = {"s": 22, "alpha": 0.75, "edgecolors": "white", "linewidths": 0.4}
         ax.scatter(part[measured], part[predicted], color=color, marker=marker, label=label, **style)

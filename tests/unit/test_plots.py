@@ -72,4 +72,7 @@ def test_predictions_lie_on_the_diagonal_if_they_are_right():
     assert [len(points.get_offsets()) for points in ax.collections] == [1, 1]
     x, y = ax.lines[0].get_data()
     assert list(x) == list(y)
+    second = ax.collections[1].get_facecolor()
+    alone = plots.plot_prediction(table[table.el == 0.2], "t", "law", "el", plt.figure().gca(), order=[0.1, 0.2])
+    np.testing.assert_array_equal(alone.collections[0].get_facecolor(), second)
     assert plots.plot_prediction(table.iloc[:0], "t", "law", ax=plt.figure().gca()).get_xscale() == "log"
