@@ -208,3 +208,18 @@ def test_phases_and_periods_of_a_data_set():
     for row in table.itertuples():
         inside = labelled.sel(run=7, step=slice(row.start, row.end - 1)).values
         assert [(inside == name).sum() for name in "ABC"] == [row.A, row.B, row.C]
+
+
+# ---------------------------------------------------------------- the border of periods and equilibrium
+
+
+def test_half_of_its_share_makes_the_typical_step_an_equilibrium():
+    spikes = np.where(T % 200 == 199, 5.0, 0.0)
+    assert classify_regime(run(sawtooth(200), SPIKES, 0.69 + spikes)).item() == "periodic"
+    assert classify_regime(run(sawtooth(200), SPIKES, 0.72 + spikes)).item() == "equilibrium"
+
+
+def test_a_norm_that_holds_without_a_break_is_an_equilibrium():
+    rare = np.where(T % 50 == 0, 7.0, 0.2)  # a few steps pay, the loss does not notice
+    assert classify_regime(run(np.exp(0.02 * np.sin(T / 30)), 0.5, rare)).item() == "equilibrium"
+    assert classify_regime(run(np.exp(-0.0006 * T), 0.5, 0.2)).item() == "convergence"  # falls at 60 % of free decay

@@ -71,3 +71,23 @@ def test_phases_are_shaded_where_they_are():
     spans = [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in ax.patches]
     assert spans == [(0, 50), (50, 70), (70, 80)]
     assert [text.get_text() for text in ax.figure.legends[0].get_texts()] == ["phase A", "phase B", "phase C"]
+
+
+def test_the_map_has_one_stripe_per_run_and_seed_in_the_colour_of_its_regime(dataset):
+    regimes = dataset.train_loss.isel(step=0, drop=True).copy(
+        data=np.array(["convergence", "convergence", "periodic", "equilibrium"], dtype=object)
+    )
+    ax = plots.plot_regimes(regimes)
+    stripes = {(round(patch.get_xy()[0][0], 6), patch.get_facecolor()) for patch in ax.patches}
+    assert len(ax.patches) == len(stripes) == 4
+    colours = [plt.matplotlib.colors.to_hex(patch.get_facecolor()) for patch in ax.patches]
+    assert colours == [plots.REGIME_COLORS[name] for name in regimes.values]
+    left, right = ax.get_xlim()
+    assert left * right == pytest.approx(0.1 * 1)  # the cells are centred on their values
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("learning rate", "weight decay")
+    plots.regime_legend(ax.figure, regimes)
+    assert [text.get_text() for text in ax.figure.legends[0].get_texts()] == [
+        "convergence",
+        "periodic",
+        "equilibrium",
+    ]
