@@ -189,9 +189,9 @@ def plot_prediction(
     return plain_numbers(ax)
 
 
-def plain_numbers(ax: Axes) -> Axes:
-    """Label the logarithmic axes of `ax` with 0.001, 0.01, ..., and with 2, 5 too where they span little."""
-    for axis in (ax.xaxis, ax.yaxis):
+def plain_numbers(ax: Axes | Axis) -> Axes | Axis:
+    """Label logarithmic axes, or one of them, with 0.001, 0.01, ..., and with 2, 5 too where they span little."""
+    for axis in [ax] if isinstance(ax, Axis) else [ax.xaxis, ax.yaxis]:
         if axis.get_scale() == "log":
             _plain_numbers(axis)
     return ax
