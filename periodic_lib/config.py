@@ -28,6 +28,14 @@ class ConfigError(ValueError):
     """A parameter that cannot be used; the message is one line that says which, why, and what would be legal."""
 
 
+class Unfinished(RuntimeError):
+    """Training that stopped because its budget was used up; its state is saved."""
+
+    def __init__(self, done: int, steps: int):
+        super().__init__(f"stopped after {done:,} of {steps:,} steps, as the budget was used up; the state is saved")
+        self.done, self.steps = done, steps
+
+
 # ---------------------------------------------------------------- checks of single values
 
 

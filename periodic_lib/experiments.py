@@ -188,7 +188,7 @@ def run_experiment(
     name, profile, overrides : see `plan`.
     force : train even if the result is there.
     progress : show the training.
-    budget : seconds of training after which it stops with `training.Unfinished`, its state saved; None: no limit.
+    budget : seconds of training after which it stops with `Unfinished`, its state saved; None: no limit.
 
     A damaged result file is set aside (never deleted), with a message, and the result is made again. An interrupted
     training leaves its resume state beside the result's place, and the next call goes on from there.

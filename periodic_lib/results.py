@@ -25,20 +25,15 @@ import pandas as pd
 import xarray as xr
 
 from periodic_lib.config import ConfigError, Record, Run, Setup, root
+from periodic_lib.glossary import TERMS
 
 CODE = ("config", "datasets", "networks", "optimizers", "metrics", "training")  # modules a result depends on
-LABELS = {  # variable -> (what it is, unit)
-    "train_loss": ("training loss", "nats"),
-    "weight_norm": ("weight norm", "1"),
-    "elr": ("effective learning rate", "1"),
-    "grad_norm": ("gradient norm", "1"),
-    "eff_grad_norm": ("effective gradient norm", "1"),
-    "angular_update": ("angular update", "radians"),
+MEASURED = ("train_loss", "weight_norm", "elr", "grad_norm", "eff_grad_norm", "angular_update", "sharpness")
+LABELS = {name: (TERMS[name].term, TERMS[name].unit) for name in MEASURED} | {  # variable -> (what it is, unit)
     "train_loss_full": ("training loss (full set)", "nats"),
     "train_error": ("training error", "1"),
     "test_loss": ("test loss", "nats"),
     "test_error": ("test error", "1"),
-    "sharpness": ("spherical sharpness", "nats"),
     "diverged_at": ("step at which a run left the finite numbers", "steps"),
     "layer_weight_norm": ("weight norm of a layer", "1"),
     "layer_grad_norm": ("gradient norm of a layer", "1"),
@@ -238,3 +233,12 @@ def sel(dataset: xr.Dataset, **values: float) -> xr.Dataset:
 def tidy(dataset: xr.Dataset, *names: str) -> pd.DataFrame:
     """Return a long table for seaborn: one row per run and step, the runs' parameters as columns."""
     return dataset[list(names)].to_dataframe().reset_index()
+
+
+def published(name: str) -> pd.DataFrame:
+    """Return a table of published values, data/published/<name>.csv; data/README.md says where each comes from.
+
+    >>> published("lobacheva2021_jumps").groupby("learning_rate").size().to_dict()
+    {0.01: 4, 0.03: 15}
+    """
+    return pd.read_csv(root() / "data" / "published" / f"{name}.csv")

@@ -23,7 +23,8 @@ import xarray as xr
 from tqdm import tqdm
 
 from periodic_lib import datasets, metrics, networks, optimizers, results
-from periodic_lib.config import ConfigError, Record, Run, Setup, number
+from periodic_lib.config import ConfigError, Record, Run, Setup, Unfinished, number
+from periodic_lib.glossary import defined
 
 STEP_METRICS = ("train_loss", "weight_norm", "grad_norm", "angular_update")
 PART_METRICS = STEP_METRICS[1:]  # what is measured of a layer or a neuron
@@ -36,6 +37,7 @@ EVALUATION_SEED = 0  # of the order in which the training set is evaluated
 FULL_BATCH_NUMBERS = 2**26  # input numbers of a full batch up to which all runs are stepped at once
 
 
+@defined
 def train(
     setup: Setup,
     runs: Sequence[Run],
@@ -69,10 +71,14 @@ def train(
     Returns
     -------
     xarray.Dataset with dimensions `run`, `step`, `eval_step`, `curvature_step`; coordinates of `run` are the fields of
-        `Run`. At step t, before its update, on its mini-batch, batch normalization in training mode, (run, step):
-        `train_loss`; `weight_norm` rho of all scale-invariant weights; `elr` = lr / rho^2 with the learning rate of
-        the step; `grad_norm` (scale-invariant weights, without the decay term); `eff_grad_norm` = rho * grad_norm;
-        `angular_update`, the angle to the weights after the step, in radians. With `Record.layers`, `Record.neurons`
+        `Run`. Of every recorded step t, (run, step):
+        `train_loss`: [[train_loss]];
+        `weight_norm`: [[weight_norm]];
+        `elr`: [[elr]], with the learning rate of the step;
+        `grad_norm`: [[grad_norm]];
+        `eff_grad_norm`: [[eff_grad_norm]];
+        `angular_update`: [[angular_update]], in radians.
+        All but the last are of the weights before the step. With `Record.layers`, `Record.neurons`
         norm, gradient norm and angle also have an axis `layer` or `neuron`.
         Shape (run, eval_step): `train_loss_full`, `train_error` over the training set in mini-batches, in training
         mode, and `test_loss`, `test_error` with batch-normalization statistics re-estimated in the same pass.
@@ -121,14 +127,6 @@ def train(
                     raise Unfinished(step + 1, setup.steps)
         keep.look_at(setup.steps)
     return keep.dataset(seconds=time.perf_counter() - started)
-
-
-class Unfinished(RuntimeError):
-    """Training that stopped because its budget was used up; its state is saved."""
-
-    def __init__(self, done: int, steps: int):
-        super().__init__(f"stopped after {done:,} of {steps:,} steps, as the budget was used up; the state is saved")
-        self.done, self.steps = done, steps
 
 
 def _checked_budget(budget: object, resume: object) -> float:
