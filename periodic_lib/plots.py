@@ -222,9 +222,7 @@ def plot_regimes(regimes: xr.DataArray, ax: Axes | None = None, x: str = "lr", y
     ax.set(xscale="log", yscale="log", xlabel=_name(x), ylabel=_name(y))
     ax.set_xlim(min(columns.values())[0], max(columns.values())[1])
     ax.set_ylim(min(rows.values())[0], max(rows.values())[1])
-    plain_numbers(ax.xaxis)
-    plain_numbers(ax.yaxis)
-    return ax
+    return plain_numbers(ax)
 
 
 def regime_legend(figure: Figure, regimes: xr.DataArray) -> None:
