@@ -224,6 +224,7 @@ def test_the_paper_profile_is_rehearsed_for_two_steps(name, pictures, tmp_path, 
     assert done.sizes["step"] >= 1
     assert np.isfinite(done.train_loss).all()
     initial_norm = {"convnet": 12.65, "resnet18": 28.0}[asked.setup.network] * np.sqrt(width / 32)
+    initial_norm *= float(done.init_scale[0])
     assert float(done.weight_norm[0, 0]) == pytest.approx(initial_norm, rel=0.01) or asked.setup.fixed_norm
 
 
