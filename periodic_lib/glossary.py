@@ -77,6 +77,9 @@ TERMS = {
         "destabilization", "the weight norm, which decay had been shrinking, is kicked out while the training loss "
         "leaves its low level",
     ),
+    "excursion": Term(
+        "excursion", "the loss leaves its recent level, whatever the norm does; for runs whose norm cannot move"
+    ),
     "period": Term("period", "from one destabilization to the next"),
     "phase_a": Term("phase A", "the loss and the effective gradient fall, the norm decays", "A"),
     "phase_b": Term(

@@ -17,6 +17,9 @@ its gradient has not clearly risen again. Without a destabilization there are no
 *Balance ratio*: [[balance_ratio]].
 Its median tells how that mean comes about: near 1 if every step contributes (equilibrium), far below 1 if a few
 violent steps pay for many quiet ones (periods).
+*Excursion*: [[excursion]].
+Operationally, the loss, averaged over the last `smoothing` steps (an epoch), exceeds `ratio` times the median of the
+`window` steps before; it is over when that average has fallen to half of this bound.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ NOISE_FACTOR = 8.0  # white noise of N = 1e5 samples spans 6 standard deviations
 
 DESTABILIZATION_COLUMNS = ["start", "end", "norm_before", "norm_after", "peak_loss"]
 PERIOD_COLUMNS = ["start", "end", "length", "norm_start", "norm_end", "min_loss"]
+EXCURSION_COLUMNS = ["start", "end", "peak_loss"]
 PHASES = ("A", "B", "C")
 SMOOTHING = 1 / 20  # of a stretch between destabilizations: the window over which ln of the gradient norm is averaged
 
@@ -195,6 +199,56 @@ def classify_regime(results: xr.Dataset, *, chance_loss: float = np.log(10)) -> 
     periodic = results.run.isin(list(kicked))
     names = np.select([diverged, balanced, periodic], ["divergence", "equilibrium", "periodic"], default="convergence")
     return xr.DataArray(names, coords=results.train_loss.isel(step=0, drop=True).coords, name="regime")
+
+
+def find_excursions(
+    train_loss: np.ndarray | xr.Dataset,
+    window: int,
+    steps: np.ndarray | None = None,
+    *,
+    smoothing: int = 1,
+    ratio: float = MIN_LOSS_RATIO,
+) -> pd.DataFrame:
+    """Return one row per excursion of the loss (definition above); the weight norm plays no part.
+
+    Parameters
+    ----------
+    train_loss : values of one run at successive steps; or a results data set, for all of its runs.
+    window : number of values whose median is the recent level; before there are as many, there is no verdict.
+    steps : the steps of the values; None: 0, 1, 2, ...
+    smoothing : number of values averaged, so that one hard mini-batch is not mistaken for an excursion.
+    ratio : smallest loss of an excursion, in units of the recent level.
+
+    Returns
+    -------
+    table with `start`, `end` (the first step after it, or the last step) and `peak_loss` (of single steps); for a
+    data set also `run`.
+
+    >>> loss = np.where(np.arange(300) % 100 == 99, 1.0, 1e-3)
+    >>> find_excursions(loss, window=50)["start"].tolist()
+    [99, 199, 299]
+    """
+    if isinstance(train_loss, xr.Dataset):
+        runs = [
+            find_excursions(row, window, train_loss.step.values, smoothing=smoothing, ratio=ratio).assign(run=run)
+            for run, row in zip(train_loss.run.values, train_loss.train_loss.values, strict=True)
+        ]
+        return pd.concat(runs, ignore_index=True) if runs else pd.DataFrame(columns=[*EXCURSION_COLUMNS, "run"])
+    loss = pd.Series(np.asarray(train_loss, float))
+    steps = np.arange(len(loss)) if steps is None else np.asarray(steps)
+    recent = loss.rolling(smoothing, min_periods=1).mean() / loss.rolling(window).median().shift(1)  # nan at first
+    begins, ends = (recent >= ratio).to_numpy(), (recent < ratio / 2).to_numpy()
+    rows, start = [], None
+    for i in np.flatnonzero(begins | ends):
+        if start is None and begins[i]:
+            start = i
+        elif start is not None and ends[i]:
+            rows.append((start, i))
+            start = None
+    if start is not None:
+        rows.append((start, len(loss) - 1))
+    table = [(steps[low], steps[high], loss[low : high + 1].max()) for low, high in rows]
+    return pd.DataFrame(table, columns=EXCURSION_COLUMNS)
 
 
 # ---------------------------------------------------------------- helpers

@@ -138,9 +138,14 @@ def _by_run(lines: xr.DataArray):
         yield (float(lines.lr[run]), int(lines.init_seed[run])), lines.isel(run=run)
 
 
+def colors(values: Sequence[float]) -> dict[float, tuple[float, float, float]]:
+    """Return a colour for each distinct value, in order; the colours of every figure with a line per learning rate."""
+    distinct = np.unique(values)
+    return dict(zip(distinct.tolist(), sns.color_palette("colorblind", len(distinct)), strict=True))
+
+
 def _color(results: xr.Dataset, lr: float):
-    rates = np.unique(results.lr)
-    return sns.color_palette("colorblind", len(rates))[int(np.searchsorted(rates, lr))]
+    return colors(results.lr)[lr]
 
 
 def _label(name: str) -> str:

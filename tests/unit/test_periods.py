@@ -4,7 +4,7 @@ import xarray as xr
 
 from periodic_lib import periods
 from periodic_lib.config import ConfigError
-from periodic_lib.periods import classify_regime, find_destabilizations, find_periods
+from periodic_lib.periods import classify_regime, find_destabilizations, find_excursions, find_periods
 
 T = np.arange(2000)
 
@@ -208,3 +208,39 @@ def test_phases_and_periods_of_a_data_set():
     for row in table.itertuples():
         inside = labelled.sel(run=7, step=slice(row.start, row.end - 1)).values
         assert [(inside == name).sum() for name in "ABC"] == [row.A, row.B, row.C]
+
+
+# ---------------------------------------------------------------- excursions of the loss
+
+
+def test_excursions_are_found_whatever_the_norm_does():
+    loss = RNG.lognormal(np.log(1e-3), 0.3, 2000)
+    loss[700:720], loss[1500:1503] = 0.5, 0.05
+    found = find_excursions(loss, window=200)
+    assert found.start.tolist() == [700, 1500]
+    assert found.end.tolist() == [720, 1503]
+    assert found.peak_loss.tolist() == [0.5, 0.05]
+
+
+def test_one_hard_batch_is_no_excursion_once_the_loss_is_averaged():
+    loss = np.full(1000, 1e-3)
+    loss[500], loss[700:720] = 0.02, 0.5
+    assert find_excursions(loss, window=100).start.tolist() == [500, 700]
+    assert find_excursions(loss, window=100, smoothing=11).start.tolist() == [700]
+
+
+def test_a_loss_that_falls_stays_or_is_always_high_makes_none():
+    for loss in (np.exp(-0.01 * T), np.full(2000, 0.7), RNG.lognormal(0, 0.5, 2000)):
+        assert find_excursions(loss, window=200, smoothing=11).empty
+
+
+def test_an_excursion_that_the_record_cuts_off_counts_and_a_short_record_has_none():
+    loss = np.where(T < 1990, 1e-3, 1.0)
+    assert find_excursions(loss, window=100)[["start", "end"]].to_numpy().tolist() == [[1990, 1999]]
+    assert find_excursions(loss[:50], window=100).empty
+
+
+def test_excursions_of_a_data_set_name_their_run():
+    data = xr.concat([RUNS[name].assign_coords(run=[i]) for i, name in enumerate(RUNS)], "run")
+    found = find_excursions(data, window=100)
+    assert found.groupby("run").size().to_dict() == {1: 10}

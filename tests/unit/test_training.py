@@ -126,6 +126,15 @@ def test_bn_epsilon_breaks_the_symmetry():
     assert abs(float(result.train_loss[0, -1] / result.train_loss[1, -1]) - 1) > 1e-6
 
 
+def test_bn_epsilon_counts_only_in_units_of_the_squared_norm():
+    """Weights c w, lr c^2, decay / c^2 see epsilon / c^2: chapter 6 sweeps epsilon in one stack by this."""
+    setup = Setup(**SMALL, steps=40, dtype="float64")
+    large = quick(replace(setup, bn_eps=0.1), [Run(0.1, 0.1)])
+    small = quick(replace(setup, bn_eps=1e-5), [Run(1e-5, 1000, init_scale=0.01)])
+    np.testing.assert_allclose(small.train_loss, large.train_loss, rtol=1e-9)
+    np.testing.assert_allclose(small.weight_norm, 0.01 * large.weight_norm, rtol=1e-9)
+
+
 # ---------------------------------------------------------------- behaviour
 
 
