@@ -1,7 +1,8 @@
 """What a chapter says with numbers: checked claims, published numbers, figures with a description.
 
 A `Chapter` writes them to one JSON file as it goes; the book's scorecard, the `{result}` role and the figures on other
-pages read that file. What is claimed is declared once, in book/claims.yml; a chapter only supplies what it measured.
+pages read that file. What is claimed is declared once, in data/claims/claims.yml; a chapter only supplies what it
+measured. The verdict that a reader last acknowledged stands there, too: a build that measures another one fails.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from periodic_lib.config import ConfigError, known_names, root
+from periodic_lib.config import ConfigError, known_names, one_of, root
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 VERDICTS = ("holds", "partly", "does not hold", "not tested")
-CLAIM_KEYS = ("chapter", "statement", "source", "paper_value", "rule")
+TOPICS = ("mechanism", "conditions", "presumptions", "practice")
+CLAIM_KEYS = ("chapter", "topic", "statement", "source", "setting", "paper_value", "rule", "verdict")
 
 
 def records_folder() -> Path:
@@ -31,16 +33,18 @@ def records_folder() -> Path:
 
 
 def declared() -> dict[str, dict]:
-    """Return every declared claim: id -> chapter, statement, source, paper_value, rule."""
+    """Return every declared claim: id -> chapter, topic, statement, source, setting, paper_value, rule, verdict."""
     from periodic_lib.experiments import read_yaml
 
-    path = root() / "book" / "claims.yml"
+    path = root() / "data" / "claims" / "claims.yml"
     entries = read_yaml(path)
     for claim, entry in entries.items():
         known_names(f"key of claim {claim!r} in {path.name}", entry, CLAIM_KEYS)
         missing = [key for key in CLAIM_KEYS if key not in entry]
         if missing:
             raise ConfigError(f"{path}: claim {claim!r} must have {', '.join(CLAIM_KEYS)}; {missing} missing.")
+        one_of(f"topic of claim {claim}", entry["topic"], TOPICS)
+        one_of(f"verdict of claim {claim}", entry["verdict"], VERDICTS)
     return entries
 
 
@@ -96,14 +100,15 @@ class Chapter:
             self._content["numbers"][name] = plain
         self._write()
 
-    def check(self, claim: str, outcomes: Mapping[str, bool], measured: str) -> Checked:
+    def check(self, claim: str, outcomes: Mapping[str, bool], measured: str, paper_scale: str = "not run") -> Checked:
         """Record what was measured on a declared claim; return it with its verdict.
 
         Parameters
         ----------
-        claim : id in book/claims.yml.
+        claim : id in data/claims/claims.yml.
         outcomes : whether the claim's rule is met, one entry per seed or run.
-        measured : the numbers behind it, in a few words.
+        measured : the numbers behind it, with their spread over seeds, in a few words.
+        paper_scale : the same at the paper's scale, where a result is kept.
         """
         entries = declared()
         known_names("claim", [claim], tuple(entries))
@@ -111,7 +116,12 @@ class Chapter:
             raise ConfigError(f"claim {claim!r} belongs to chapter {entries[claim]['chapter']!r}; got {self.name!r}.")
         plain = {str(label): bool(value) for label, value in outcomes.items()}
         result = "not tested" if self.profile == "smoke" else verdict(plain)
-        self._content["claims"][claim] = {"verdict": result, "outcomes": plain, "measured": measured}
+        self._content["claims"][claim] = {
+            "verdict": result,
+            "outcomes": plain,
+            "measured": measured,
+            "paper_scale": paper_scale,
+        }
         self._write()
         return Checked(claim, result, sum(plain.values()), len(plain), measured)
 
@@ -188,44 +198,102 @@ def read_records(folder: Path) -> dict[str, dict]:
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
 
 
-def scorecard(records: Mapping[str, dict]) -> str:
-    """Return the scorecard page (MyST): one row per declared claim, with what was measured.
+def checked(records: Mapping[str, dict]) -> dict[str, dict]:
+    """Return for every declared claim what its chapter found: verdict, outcomes, measured, paper_scale.
 
     Raises
     ------
     ConfigError : if a chapter that ran did not check a claim declared for it.
     """
-    rows, counts = [], dict.fromkeys(VERDICTS, 0)
+    found = {}
     for claim, entry in declared().items():
         record = records.get(entry["chapter"])
         if record is not None and claim not in record["claims"]:
             raise ConfigError(f"chapter {entry['chapter']!r} ran but did not check its claim {claim!r}.")
-        checked = record["claims"][claim] if record else {"verdict": "not tested", "outcomes": {}, "measured": ""}
-        counts[checked["verdict"]] += 1
-        outcomes = checked["outcomes"].values()
-        rows.append(
-            [
-                f"[{claim}]({entry['chapter']}.ipynb): {entry['statement'].strip()} *Rule: {entry['rule'].strip()}.*",
-                f"{entry['paper_value']} ({entry['source']})",
-                checked["measured"],
-                f"**{checked['verdict']}** ({sum(outcomes)} of {len(outcomes)})",
-            ]
-        )
-    summary = ", ".join(f"{word}: {number}" for word, number in counts.items() if number)
-    table = [["Claim and rule", "Published value", "Measured here", "Verdict"], *rows]
-    lines = ["* - " + "\n  - ".join(" ".join(cell.split()) for cell in row) for row in table]
-    return SCORECARD_PAGE.format(summary=summary, rows="\n".join(lines))
+        found[claim] = record["claims"][claim] if record else NOT_TESTED
+    return found
 
 
+NOT_TESTED = {"verdict": "not tested", "outcomes": {}, "measured": "", "paper_scale": "not run"}
+
+
+def changed(records: Mapping[str, dict]) -> list[str]:
+    """Return a line for every claim whose measured verdict is not the acknowledged one."""
+    acknowledged = declared()
+    return [
+        f"claim {claim!r}: measured {found['verdict']!r} ({found['measured']}), acknowledged "
+        f"{acknowledged[claim]['verdict']!r}. If that is right, change its `verdict` in data/claims/claims.yml."
+        for claim, found in checked(records).items()
+        if found["verdict"] not in ("not tested", acknowledged[claim]["verdict"])
+    ]
+
+
+def table(records: Mapping[str, dict]) -> list[dict[str, str]]:
+    """Return the scorecard as rows of text: claim, topic, chapter, verdict, acknowledged, measured."""
+    entries = declared()
+    return [
+        {
+            "claim": claim,
+            "topic": entries[claim]["topic"],
+            "chapter": entries[claim]["chapter"],
+            "verdict": f"{found['verdict']} ({_share(found)})",
+            "acknowledged": entries[claim]["verdict"],
+            "measured": found["measured"],
+        }
+        for claim, found in checked(records).items()
+    ]
+
+
+def _share(found: Mapping) -> str:
+    outcomes = found["outcomes"].values()
+    return f"{sum(outcomes)} of {len(outcomes)}"
+
+
+def scorecard(records: Mapping[str, dict]) -> str:
+    """Return the scorecard page (MyST): one table per topic, one row per declared claim, with what was measured.
+
+    Raises
+    ------
+    ConfigError : if a chapter that ran did not check a claim declared for it.
+    """
+    entries, found = declared(), checked(records)
+    verdicts = [one["verdict"] for one in found.values()]
+    summary = ", ".join(f"{word}: {verdicts.count(word)}" for word in VERDICTS if word in verdicts)
+    sections = []
+    for topic in TOPICS:
+        rows = [_row(claim, entry, found[claim]) for claim, entry in entries.items() if entry["topic"] == topic]
+        if rows:
+            lines = ["* - " + "\n  - ".join(" ".join(cell.split()) for cell in row) for row in [SCORECARD_HEAD, *rows]]
+            sections.append(SCORECARD_SECTION.format(topic=topic.capitalize(), rows="\n".join(lines)))
+    return SCORECARD_PAGE.format(summary=summary, sections="\n".join(sections))
+
+
+def _row(claim: str, entry: Mapping, found: Mapping) -> list[str]:
+    at_scale = found.get("paper_scale", "not run")
+    return [
+        f"[{claim}]({entry['chapter']}.ipynb): {entry['statement'].strip()} *Setting: {entry['setting'].strip()}. "
+        f"Rule: {entry['rule'].strip()}.*",
+        f"{entry['paper_value']} ({entry['source']})",
+        found["measured"] + ("" if at_scale == "not run" else f" At the paper's scale: {at_scale}"),
+        f"**{found['verdict']}** ({_share(found)})",
+    ]
+
+
+SCORECARD_HEAD = ["Claim, setting and rule", "Published value", "Measured here", "Verdict"]
+SCORECARD_SECTION = """
+## {topic}
+
+```{{list-table}}
+:header-rows: 1
+:widths: 42 20 26 12
+{rows}
+```
+"""
 SCORECARD_PAGE = """# Scorecard
 
 Every claim that a chapter tests, with what was measured when this book was built: {summary}.
 A verdict follows from its rule alone: *holds* if every seed (or run) meets the rule, *does not hold* if none does,
-*partly* otherwise. Rules are fixed in advance, in `book/claims.yml`; a claim that fails is shown as failed.
-
-```{{list-table}}
-:header-rows: 1
-:widths: 42 22 24 12
-{rows}
-```
-"""
+*partly* otherwise. Rules are fixed in advance, in `data/claims/claims.yml`; a claim that fails is shown as failed. The
+verdicts stand in that file, too: a build that measures another verdict stops and says so. What was measured at the
+paper's scale is added where a result is kept; so far everything here was measured at the `classroom` scale.
+{sections}"""

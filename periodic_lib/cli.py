@@ -1,4 +1,4 @@
-"""The command `periodic`: run experiments without a notebook, execute and render the book, measure speed.
+"""The command `periodic`: run experiments without a notebook, execute and render the book, list claims, measure speed.
 
 Exit status: 0 done; 1 a chapter or the book failed; 2 the command cannot be carried out as given (nothing was
 computed); 3 the budget was used up, the same command goes on; 130 interrupted.
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import yaml
 
 from periodic_lib import experiments
-from periodic_lib.config import ConfigError, Run, Unfinished
+from periodic_lib.config import ConfigError, Run, Unfinished, known_names
 
 UNFINISHED = 3  # exit status
 
@@ -64,6 +64,10 @@ def _parser() -> argparse.ArgumentParser:
     book.add_argument("--force", action="store_true", help="execute chapters even if they are up to date")
     book.add_argument("--no-render", action="store_true", help="execute the chapters, but build no pages")
     book.set_defaults(action=_book)
+
+    claims = commands.add_parser("claims", help="print every claim with its verdict in the book as it was built")
+    claims.add_argument("--profile", default="classroom", help="smoke or classroom (default: classroom)")
+    claims.set_defaults(action=_claims)
 
     bench = commands.add_parser("bench", help="measure speed against plain PyTorch; writes data/benchmarks/")
     bench.set_defaults(action=_bench)
@@ -150,7 +154,7 @@ def summary(dataset):
     return table
 
 
-# ---------------------------------------------------------------- book, bench
+# ---------------------------------------------------------------- book, claims, bench
 
 
 def _book(options: argparse.Namespace) -> int:
@@ -167,6 +171,20 @@ def _book(options: argparse.Namespace) -> int:
         experiments.print_message(f"error: {error}")
         return 1
     print(f"The book is ready. Open {page}")
+    return 0
+
+
+def _claims(options: argparse.Namespace) -> int:
+    import pandas as pd
+
+    from periodic_lib import claims, notebooks
+
+    known_names("profile", [options.profile], experiments.PROFILES)
+    folder = notebooks.build_folder(options.profile) / "records"
+    records = claims.read_records(folder)
+    if not records:
+        raise ConfigError(f"no chapter has been executed at profile {options.profile!r}: `make book` first.")
+    print(pd.DataFrame(claims.table(records)).to_string(index=False, max_colwidth=60))
     return 0
 
 

@@ -128,7 +128,8 @@ def is_current(name: str, profile: str) -> bool:
 
 def fingerprint(name: str, profile: str) -> str:
     """Return the SHA-256 of all that an executed chapter is made from."""
-    declared = [entry for entry in claims.declared().items() if entry[1]["chapter"] == name]
+    stated = {claim: entry for claim, entry in claims.declared().items() if entry["chapter"] == name}
+    declared = [[claim, {k: v for k, v in entry.items() if k != "verdict"}] for claim, entry in stated.items()]
     library = sorted({path.stem for path in Path(__file__).parent.glob("*.py")} - TOOLS)
     parts = [
         (root() / "book" / f"{name}.ipynb").read_text(encoding="utf-8"),
@@ -250,9 +251,12 @@ def build_book(profile: str = "classroom") -> Path:
 
     Raises
     ------
-    ChapterError : if a chapter fails or the book has a warning.
+    ChapterError : if a chapter fails, a verdict is not the acknowledged one, or the book has a warning.
     """
     execute(None, profile)
+    surprises = claims.changed(claims.read_records(build_folder(profile) / "records"))
+    if surprises:
+        raise ChapterError("the book's claims and its measurements disagree:\n" + "\n".join(surprises))
     stage(profile)
     folder = build_folder(profile)
     start = "from jupyter_book.cli.main import main; main()"  # the package has no __main__

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from periodic_lib import cli, experiments, notebooks, results
+from periodic_lib import claims, cli, experiments, notebooks, results
 
 ROOT = Path(__file__).parents[2]
 BAD = [
@@ -141,3 +141,15 @@ def test_unknown_commands_are_argparse_errors():
     with pytest.raises(SystemExit) as caught:
         cli.main(["fly"])
     assert caught.value.code == 2
+
+
+def test_claims_are_listed_or_said_not_to_be_there(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(notebooks, "build_folder", lambda profile: tmp_path)
+    assert cli.main(["claims"]) == 2
+    assert "no chapter has been executed" in capsys.readouterr().err
+    assert cli.main(["claims", "--profile", "huge"]) == 2
+    assert "unknown profile 'huge'" in capsys.readouterr().err
+    monkeypatch.setenv("PERIODIC_RECORDS", str(tmp_path / "records"))
+    claims.Chapter("05_nothing", "smoke").publish(x=1)
+    assert cli.main(["claims"]) == 0
+    assert all(claim in capsys.readouterr().out for claim in ["exact-motion"])

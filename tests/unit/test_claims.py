@@ -13,19 +13,26 @@ works:
   source: someone
   paper_value: 42
   rule: always
+  topic: mechanism
+  setting: anywhere
+  verdict: holds
 fails:
   chapter: 02_two
   statement: It fails.
   source: someone
   paper_value: never
   rule: never
+  topic: mechanism
+  setting: anywhere
+  verdict: holds
 """
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     (tmp_path / "book").mkdir()
-    (tmp_path / "book" / "claims.yml").write_text(FILE)
+    (tmp_path / "data" / "claims").mkdir(parents=True)
+    (tmp_path / "data" / "claims" / "claims.yml").write_text(FILE)
     monkeypatch.setenv("PERIODIC_ROOT", str(tmp_path))
     return tmp_path
 
@@ -47,7 +54,12 @@ def test_a_checked_claim_is_recorded_and_shown(project):
     assert repr(shown) == "works: partly (1 of 2). 41 and 42"
     assert "**partly**" in shown._repr_markdown_()
     entry = record("01_one")["claims"]["works"]
-    assert entry == {"verdict": "partly", "outcomes": {"seed 0": True, "seed 1": False}, "measured": "41 and 42"}
+    assert entry == {
+        "verdict": "partly",
+        "outcomes": {"seed 0": True, "seed 1": False},
+        "measured": "41 and 42",
+        "paper_scale": "not run",
+    }
 
 
 def test_seconds_of_training_decide_nothing(project):
@@ -63,7 +75,7 @@ def test_only_declared_claims_of_this_chapter_can_be_checked(project, claim, wor
 
 
 def test_a_claim_without_a_rule_is_refused(project):
-    (project / "book" / "claims.yml").write_text("works: {chapter: 01_one, statement: It works.}")
+    (project / "data" / "claims" / "claims.yml").write_text("works: {chapter: 01_one, statement: It works.}")
     with pytest.raises(ConfigError, match=r"'works' must have .*'rule'"):
         claims.declared()
 
@@ -112,9 +124,39 @@ def test_the_scorecard_has_a_row_for_every_claim(project):
     Chapter("01_one", "classroom").check("works", {"seed 0": True}, "41.9")
     page = claims.scorecard(claims.read_records(claims.records_folder()))
     assert "holds: 1, not tested: 1" in page
-    assert "[works](01_one.ipynb): It works. *Rule: always.*" in page
+    assert "[works](01_one.ipynb): It works. *Setting: anywhere. Rule: always.*" in page
     assert "41.9" in page
     assert "It fails." in page
+
+
+def test_the_scorecard_is_sorted_by_topic_and_says_what_the_paper_scale_gave(project):
+    file = project / "data" / "claims" / "claims.yml"
+    file.write_text(FILE.replace("topic: mechanism", "topic: practice", 1))
+    Chapter("01_one", "classroom").check("works", {"seed 0": True}, "41.9", paper_scale="42.0")
+    page = claims.scorecard(claims.read_records(claims.records_folder()))
+    assert page.index("## Mechanism") < page.index("It fails.") < page.index("## Practice") < page.index("It works.")
+    assert "41.9 At the paper's scale: 42.0" in page
+
+
+def test_only_a_measured_verdict_can_be_a_change(project):
+    assert claims.changed({}) == []
+    Chapter("01_one", "smoke").check("works", {"seed 0": False}, "41.9")
+    assert claims.changed(claims.read_records(claims.records_folder())) == []
+    Chapter("01_one", "classroom").check("works", {"seed 0": False}, "41.9")
+    (line,) = claims.changed(claims.read_records(claims.records_folder()))
+    assert line.startswith("claim 'works': measured 'does not hold' (41.9), acknowledged 'holds'")
+    assert [row["verdict"] for row in claims.table(claims.read_records(claims.records_folder()))] == [
+        "does not hold (0 of 1)",
+        "not tested (0 of 0)",
+    ]
+
+
+@pytest.mark.parametrize(("old", "word"), [("topic: mechanism", "topic"), ("verdict: holds", "verdict")])
+def test_topics_and_verdicts_are_known_words(project, old, word):
+    file = project / "data" / "claims" / "claims.yml"
+    file.write_text(FILE.replace(old, f"{word}: perhaps", 1))
+    with pytest.raises(ConfigError, match=f"`{word} of claim works` must be one of .*'perhaps'"):
+        claims.declared()
 
 
 def test_a_chapter_that_forgets_its_claim_stops_the_scorecard(project):

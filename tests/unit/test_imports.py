@@ -27,7 +27,7 @@ ALLOWED = {  # module -> modules of the library that it may import, lazily or no
     "plots": {"results", "theory"},
     "notebooks": {"config", "experiments", "claims", "results", "glossary"},
     "benchmarks": {"config", "datasets", "networks", "training"},
-    "cli": {"config", "experiments", "periods", "results", "notebooks", "benchmarks"},
+    "cli": {"config", "experiments", "periods", "results", "notebooks", "benchmarks", "claims"},
     "__init__": {"config"},
     "__main__": {"cli"},
 }

@@ -14,7 +14,7 @@ tiny:
   chapter: 01_one
   setup: {width: 8, depth: 1, steps: 10}
   grid: {lr: 0.1, weight_decay: 0}
-  profiles: {smoke: {}}
+  profiles: {smoke: {}, classroom: {}}
 """
 CLAIMS = """
 runs:
@@ -23,6 +23,9 @@ runs:
   source: us
   paper_value: yes
   rule: it did
+  topic: mechanism
+  setting: here
+  verdict: holds
 """
 BODY = """
     from periodic_lib import Chapter, run_experiment
@@ -47,7 +50,8 @@ def project(tmp_path, monkeypatch):
     book = tmp_path / "book"
     book.mkdir()
     (book / "experiments.yml").write_text(EXPERIMENTS)
-    (book / "claims.yml").write_text(CLAIMS)
+    (tmp_path / "data" / "claims").mkdir(parents=True)
+    (tmp_path / "data" / "claims" / "claims.yml").write_text(CLAIMS)
     chapter(book / "01_one.ipynb", BODY)
     chapter(book / "02_two.ipynb", "print(6 * 7)")
     monkeypatch.setenv("PERIODIC_ROOT", str(tmp_path))
@@ -65,7 +69,7 @@ def test_only_what_is_out_of_date_runs(project, monkeypatch):
     assert notebooks.execute(profile="smoke") == ["01_one"]
     (project / "book" / "experiments.yml").write_text(EXPERIMENTS.replace("steps: 10", "steps: 12"))
     assert notebooks.execute(profile="smoke") == ["01_one"]
-    (project / "book" / "claims.yml").write_text(CLAIMS.replace("It runs.", "It ran."))
+    (project / "data" / "claims" / "claims.yml").write_text(CLAIMS.replace("It runs.", "It ran."))
     assert notebooks.execute(profile="smoke") == ["01_one"]
     monkeypatch.setattr(notebooks.results, "code_digest", lambda *_: "library changed")
     assert not notebooks.is_current("02_two", "smoke")
@@ -178,3 +182,13 @@ def test_a_book_with_a_warning_is_not_built_even_the_second_time(book, text, wor
     for _ in range(2):
         with pytest.raises(ChapterError, match=re.escape(word)):
             notebooks.build_book("smoke")
+
+
+def test_a_changed_verdict_stops_the_book_until_it_is_acknowledged(book):
+    file = book / "data" / "claims" / "claims.yml"
+    file.write_text(CLAIMS.replace("verdict: holds", "verdict: partly"))
+    with pytest.raises(ChapterError, match=r"claim 'runs': measured 'holds' \(ran\), acknowledged 'partly'"):
+        notebooks.build_book("classroom")
+    file.write_text(CLAIMS)
+    assert notebooks.execute(profile="classroom") == []  # only the verdict changed: nothing is trained again
+    assert notebooks.build_book("classroom").exists()
