@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 import xarray as xr
 from matplotlib.axes import Axes
@@ -56,7 +58,7 @@ def plot_trajectory(
         ax.plot(line[along], line, color=_color(results, lr), label=label, **style)
     ax.set(xlabel="step", ylabel=_label(name), yscale="log")
     ax.xaxis.set_major_locator(MaxNLocator(5))
-    plain_numbers(ax.yaxis)
+    _plain_numbers(ax.yaxis)
     if legend:
         ax.legend(title="learning rate")
     return ax
@@ -122,7 +124,7 @@ def shade_phases(ax: Axes, steps: Sequence[float], phases: Sequence[str], legend
     return ax
 
 
-def plain_numbers(axis: Axis) -> None:
+def _plain_numbers(axis: Axis) -> None:
     """Label a logarithmic axis with 0.001, 0.01, ..., and with 2, 5 too where it spans less than two decades."""
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     low, high = axis.get_data_interval()
@@ -151,3 +153,45 @@ def _color(results: xr.Dataset, lr: float):
 def _label(name: str) -> str:
     label, unit = LABELS[name]
     return label if unit == "1" else f"{label} [{unit}]"
+
+
+def plot_prediction(
+    table: pd.DataFrame,
+    measured: str,
+    predicted: str,
+    hue: str | None = None,
+    ax: Axes | None = None,
+    order: Sequence | None = None,
+) -> Axes:
+    """Plot predicted against measured on logarithmic axes, with the diagonal on which both are equal.
+
+    Colour and marker tell the values of column `hue`, sorted, or those of `order`: give it where several panels have
+    to agree. The legend is left to the caller. Rows that are not positive or not finite are left out, since they have
+    no place on such axes.
+    """
+    ax = plt.gca() if ax is None else ax
+    values = table[[measured, predicted]].astype(float)
+    shown = table[((values > 0) & np.isfinite(values)).all(axis=1)]
+    names = [None] if hue is None else sorted(table[hue].unique()) if order is None else list(order)
+    colors, markers = sns.color_palette("viridis", len(names)), "osD^vPX<>"
+    for name, color, marker in zip(names, colors, itertools.cycle(markers), strict=False):
+        part = shown if hue is None else shown[shown[hue] == name]
+        if part.empty:
+            continue
+        label = None if hue is None else f"{name:g}" if isinstance(name, float) else str(name)
+        style = {"s": 22, "alpha": 0.75, "edgecolors": "white", "linewidths": 0.4}
+        ax.scatter(part[measured], part[predicted], color=color, marker=marker, label=label, **style)
+    if len(shown):
+        both = shown[[measured, predicted]].to_numpy(float)
+        ends = [both.min() / 1.3, both.max() * 1.3]
+        ax.plot(ends, ends, "--", color="0.4", lw=1, zorder=0)
+    ax.set(xscale="log", yscale="log", xlabel=measured, ylabel=predicted)
+    return plain_numbers(ax)
+
+
+def plain_numbers(ax: Axes) -> Axes:
+    """Label the logarithmic axes of `ax` with 0.001, 0.01, ..., and with 2, 5 too where they span little."""
+    for axis in (ax.xaxis, ax.yaxis):
+        if axis.get_scale() == "log":
+            _plain_numbers(axis)
+    return ax

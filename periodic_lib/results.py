@@ -235,3 +235,12 @@ def sel(dataset: xr.Dataset, **values: float) -> xr.Dataset:
 def tidy(dataset: xr.Dataset, *names: str) -> pd.DataFrame:
     """Return a long table for seaborn: one row per run and step, the runs' parameters as columns."""
     return dataset[list(names)].to_dataframe().reset_index()
+
+
+def published(name: str) -> pd.DataFrame:
+    """Return a table of published values, data/published/<name>.csv; data/README.md says where each comes from.
+
+    >>> published("lobacheva2021_jumps").groupby("learning_rate").size().to_dict()
+    {0.01: 4, 0.03: 15}
+    """
+    return pd.read_csv(root() / "data" / "published" / f"{name}.csv")

@@ -17,7 +17,7 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 
-from periodic_lib.config import ConfigError, integer, number
+from periodic_lib.config import DTYPES, ConfigError, integer, number, one_of
 
 # ---------------------------------------------------------------- toy A: a circle
 
@@ -97,13 +97,14 @@ def random_numbers(seed: ArrayLike, stream: int, counter: ArrayLike) -> NDArray[
         return mix(start + np.asarray(counter, np.uint32) * np.uint32(0x9E3779B9)) / 2.0**32
 
 
-def _sphere_loss(w: np.ndarray, x: np.ndarray, gain: float) -> tuple[float, np.ndarray]:
-    """Return the scale-invariant loss of toy B at w and its gradient."""
+def _log_loss(w: np.ndarray, x: np.ndarray, gain: float) -> tuple[float, np.ndarray]:
+    """Return the logarithm of toy B's loss at w and its gradient (the loss's own is tiny where the loss is)."""
     size = np.linalg.norm(w)
     u = w / size
     score = gain * x @ u
     downhill = gain * (x.T @ (1 / (1 + np.exp(score)))) / len(x)
-    return np.logaddexp(0, -score).mean(), (u * (u @ downhill) - downhill) / size
+    loss = np.logaddexp(0, -score).mean()
+    return np.log(loss), (u * (u @ downhill) - downhill) / (size * loss)
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ class SphereToy:
     weight_decay : lambda.
     elr_start : effective learning rate at the start.
     lr : train at this learning rate without weight decay; `el` and `weight_decay` are then not used.
+    dtype : "float64", or "float32" to compute every step in 32 bits (points and start are the same, rounded once).
 
     Raises
     ------
@@ -148,8 +150,10 @@ class SphereToy:
     weight_decay: float = 0.1
     elr_start: float = 0.02
     lr: float | None = None
+    dtype: str = "float64"
 
     def __post_init__(self):
+        one_of("dtype", self.dtype, DTYPES)
         inf = float("inf")
         for value in np.ravel(self.el):
             number("el", value, "a number above 0 and below 1", 0, 1, low_open=True)
@@ -219,7 +223,8 @@ class SphereToy:
         column, rows = self._columns, []
         for x, gain, batch in zip(self.x, column["gain"].astype(float), column["batch"], strict=True):
             found = [
-                minimize(_sphere_loss, start, (x, gain), jac=True) for start in (*np.eye(3), -np.eye(3)[0], x.mean(0))
+                minimize(_log_loss, start, (x, gain), jac=True, tol=1e-9)
+                for start in (*np.eye(3), -np.eye(3)[0], x.mean(0))
             ]
             best = min(found, key=lambda one: one.fun)
             u = best.x / np.linalg.norm(best.x)
@@ -229,7 +234,7 @@ class SphereToy:
             hessian = gain**2 * (x.T * (wrong * (1 - wrong))) @ x / len(x) + (wrong * score).mean() * np.eye(3)
             single = np.square(gain * wrong[:, None] * (x @ across)).sum(axis=1).mean()
             noise = 0.0 if batch == self.points else np.sqrt(single / batch)
-            rows.append((best.fun, np.linalg.eigvalsh(across @ hessian @ across)[-1], noise))
+            rows.append((np.exp(best.fun), np.linalg.eigvalsh(across @ hessian @ across)[-1], noise))
         names = ("train_loss", "sharpness", "eff_grad_norm")
         return xr.Dataset({name: ("run", np.array(v)) for name, v in zip(names, zip(*rows, strict=True), strict=True)})
 
@@ -242,12 +247,15 @@ class SphereToy:
         `grad_norm`, `eff_grad_norm` (of the batch), `angular_update`; `direction` (run, step, axis). Coordinates of
         `run`: the parameters, `lr`, `weight_decay`.
         """
-        column, eta = self._columns, self.learning_rate[:, None]
-        shrink, w = 1 - eta * self.weight_decay if self.lr is None else np.ones_like(eta), self.start
+        column = self._columns
         used = np.arange(int(column["batch"].max())) < column["batch"][:, None]  # (runs, largest batch)
-        weight = np.where(used, 1 / column["batch"][:, None], 0.0)
         whole = (column["batch"] == self.points)[:, None]
-        gain, eps, row = column["gain"][:, None], column["eps"], np.arange(len(w))[:, None]
+        eta = self.learning_rate[:, None]
+        shrink = 1 - eta * self.weight_decay if self.lr is None else np.ones_like(eta)
+        weight = np.where(used, 1 / column["batch"][:, None], 0.0)
+        exact = (self.x, self.start, eta, shrink, weight, column["gain"][:, None], column["eps"])
+        x, w, eta, shrink, weight, gain, eps = (np.asarray(value, self.dtype) for value in exact)
+        row = np.arange(len(w))[:, None]
         kept = {name: np.empty((len(w), steps)) for name in ("train_loss", "batch_loss", "grad_norm")}
         weights = np.empty((steps + 1, len(w), 3))
         for t in range(steps):
@@ -256,10 +264,10 @@ class SphereToy:
             index = np.where(whole, np.arange(index.shape[1]), index)
             scale = np.sqrt(np.einsum("ra,ra->r", w, w) + eps)[:, None]
             u = w / scale
-            score = gain * np.einsum("rpa,ra->rp", self.x, u)  # (runs, points)
+            score = gain * np.einsum("rpa,ra->rp", x, u)  # (runs, points)
             loss = np.logaddexp(0, -score)
             miss = weight / (1 + np.exp(score[row, index]))
-            downhill = gain * np.einsum("rb,rba->ra", miss, self.x[row, index])  # minus the gradient on the sphere
+            downhill = gain * np.einsum("rb,rba->ra", miss, x[row, index])  # minus the gradient on the sphere
             gradient = (u * np.einsum("ra,ra->r", u, downhill)[:, None] - downhill) / scale
             kept["train_loss"][:, t], kept["batch_loss"][:, t] = loss.mean(1), (weight * loss[row, index]).sum(1)
             kept["grad_norm"][:, t] = np.sqrt(np.einsum("ra,ra->r", gradient, gradient))

@@ -1,5 +1,6 @@
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 
 from periodic_lib import Record, Setup, grid, plots, train
@@ -71,3 +72,16 @@ def test_phases_are_shaded_where_they_are():
     spans = [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in ax.patches]
     assert spans == [(0, 50), (50, 70), (70, 80)]
     assert [text.get_text() for text in ax.figure.legends[0].get_texts()] == ["phase A", "phase B", "phase C"]
+
+
+def test_predictions_lie_on_the_diagonal_if_they_are_right():
+    table = pd.DataFrame({"t": [1.0, 10.0, np.nan], "law": [1.0, 10.0, 3.0], "el": [0.1, 0.2, 0.2]})
+    ax = plots.plot_prediction(table, "t", "law", hue="el", ax=plt.figure().gca())
+    assert ax.get_legend_handles_labels()[1] == ["0.1", "0.2"]
+    assert [len(points.get_offsets()) for points in ax.collections] == [1, 1]
+    x, y = ax.lines[0].get_data()
+    assert list(x) == list(y)
+    second = ax.collections[1].get_facecolor()
+    alone = plots.plot_prediction(table[table.el == 0.2], "t", "law", "el", plt.figure().gca(), order=[0.1, 0.2])
+    np.testing.assert_array_equal(alone.collections[0].get_facecolor(), second)
+    assert plots.plot_prediction(table.iloc[:0], "t", "law", ax=plt.figure().gca()).get_xscale() == "log"

@@ -90,7 +90,7 @@ def test_the_minimum_of_toy_b_is_one():
 def test_the_sharpness_of_toy_b_is_the_second_derivative():
     toy = SphereToy(gain=10.0, flipped=0.25, seed=2)
     x, gain = toy.x[0], 10.0
-    found = [toys.minimize(toys._sphere_loss, start, (x, gain), jac=True) for start in (*np.eye(3), -np.eye(3)[0])]
+    found = [toys.minimize(toys._log_loss, start, (x, gain), jac=True) for start in (*np.eye(3), -np.eye(3)[0])]
     best = min(found, key=lambda one: one.fun)
     u = best.x / np.linalg.norm(best.x)
     first = np.cross(u, [0, 0, 1.0])
@@ -100,7 +100,7 @@ def test_the_sharpness_of_toy_b_is_the_second_derivative():
     for angle in np.linspace(0, np.pi, 181):
         side = np.cos(angle) * first + np.sin(angle) * second
         near = [np.cos(s) * u + np.sin(s) * side for s in (-h, 0, h)]
-        left, middle, right = (toys._sphere_loss(w, x, gain)[0] for w in near)
+        left, middle, right = (np.exp(toys._log_loss(w, x, gain)[0]) for w in near)
         curvature.append((left - 2 * middle + right) / h**2)
     assert max(curvature) == pytest.approx(float(toy.minimum().sharpness[0]), rel=1e-3)
 

@@ -577,3 +577,13 @@ def test_compiled_training_is_the_same():
     plain, compiled = (quick(setup, [Run(0.05, 1e-2)], compiled=flag) for flag in (False, True))
     np.testing.assert_allclose(compiled.train_loss, plain.train_loss, rtol=1e-9)
     np.testing.assert_allclose(compiled.angular_update, plain.angular_update, rtol=1e-6)
+
+
+def test_adamw_is_rescaled_by_c_and_1_over_c():
+    settings = [(0.01, 0.1, 1.0)]
+    settings += [(*map(float, theory.rescaled_adamw(0.01, 0.1, c)), c) for c in (0.1, 10.0)]
+    runs = [Run(lr=lr, weight_decay=wd, init_scale=c, adam_eps=0) for lr, wd, c in settings]
+    setup = Setup(optimizer="adamw", dtype="float64", bn_eps=0, width=16, steps=40)
+    out = train(setup, runs, Record(evaluate_every=None), progress=False)
+    for scaled, (_, _, c) in zip(out.transpose("run", ...).train_loss[1:], settings[1:], strict=True):
+        np.testing.assert_allclose(scaled, out.train_loss[0], rtol=1e-9, err_msg=f"c = {c}")
