@@ -246,6 +246,21 @@ def test_excursions_of_a_data_set_name_their_run():
     assert found.groupby("run").size().to_dict() == {1: 10}
 
 
+# ---------------------------------------------------------------- the border of periods and equilibrium
+
+
+def test_half_of_its_share_makes_the_typical_step_an_equilibrium():
+    spikes = np.where(T % 200 == 199, 5.0, 0.0)
+    assert classify_regime(run(sawtooth(200), SPIKES, 0.69 + spikes)).item() == "periodic"
+    assert classify_regime(run(sawtooth(200), SPIKES, 0.72 + spikes)).item() == "equilibrium"
+
+
+def test_a_norm_that_holds_without_a_break_is_an_equilibrium():
+    rare = np.where(T % 50 == 0, 7.0, 0.2)  # a few steps pay, the loss does not notice
+    assert classify_regime(run(np.exp(0.02 * np.sin(T / 30)), 0.5, rare)).item() == "equilibrium"
+    assert classify_regime(run(np.exp(-0.0006 * T), 0.5, 0.2)).item() == "convergence"  # falls at 60 % of free decay
+
+
 # ---------------------------------------------------------------- minima
 
 
