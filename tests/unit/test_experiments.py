@@ -215,7 +215,8 @@ def test_the_paper_profile_is_rehearsed_for_two_steps(name, pictures, tmp_path, 
     assert asked.setup.dataset == "cifar10"
     assert width == 32 or declared()[name]["part_of"][1:] == ("width", width)
     assert asked.setup.network in ("convnet", "resnet18")
-    changes = {"dataset": pictures, "steps": 2, "evaluate_every": None, "curvature_every": None}
+    changes = dict.fromkeys(["evaluate_every", "curvature_every", "snapshot_every"])
+    changes |= {"dataset": pictures, "steps": 2}
     if len(asked.runs) > LARGE:
         changes["lr"] = max(run.lr for run in asked.runs)
     if asked.setup.network == "resnet18":
