@@ -18,6 +18,7 @@ _LAZY = {  # public name -> module that defines it
     "run_experiment": "experiments",
     "find_periods": "periods",
     "find_destabilizations": "periods",
+    "find_minima": "periods",
     "label_phases": "periods",
     "classify_regime": "periods",
     "Chapter": "claims",

@@ -193,6 +193,26 @@ def spread(values: Iterable[float], form: str = ".2g") -> str:
     return f"{middle:{form}} ({ordered[0]:{form}} to {ordered[-1]:{form}})"
 
 
+def interval(values: Iterable[float], level: float = 0.95) -> tuple[float, float, float]:
+    """Return mean and confidence interval of the mean (Student's t), (mean, low, high), of values over seeds.
+
+    For a comparison on the same seeds, pass the differences. The ends are nan for fewer than two values.
+
+    >>> [round(end, 3) for end in interval([1, 2, 3])]
+    [2.0, -0.484, 4.484]
+    """
+    from scipy.special import stdtrit
+
+    values = list(map(float, values))
+    if not values:
+        return (float("nan"),) * 3
+    mean, n = statistics.fmean(values), len(values)
+    if n < 2:
+        return mean, float("nan"), float("nan")
+    half = float(stdtrit(n - 1, (1 + level) / 2)) * statistics.stdev(values) / n**0.5
+    return mean, mean - half, mean + half
+
+
 def read_records(folder: Path) -> dict[str, dict]:
     """Return what the chapters said: chapter -> numbers, claims, figures."""
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}

@@ -88,7 +88,8 @@ def load(setup: Setup, device: str | torch.device = "cpu") -> Data:
 
     x <- (x - mean) / std for each channel: the published mean and std for CIFAR, else those of the full training set,
     also when `train_size` takes a part of it. `train_size` and `label_noise` are drawn by `sample_seed` (a smaller
-    subset is part of a larger one); the test set is as it is.
+    subset is part of a larger one). The test set is as it is, followed, with `test_on_rest`, by the training examples
+    that the subset leaves out, in order, with their true labels.
 
     Raises
     ------
@@ -106,6 +107,9 @@ def load(setup: Setup, device: str | torch.device = "cpu") -> Data:
         raise ConfigError(f"`augment` needs pictures; {setup.dataset!r} holds features. Set it to false.")
     mean, std = _mean_and_std(setup.dataset, arrays.x_train)
     dtype = getattr(torch, setup.dtype)
+    rest = np.setdiff1d(np.arange(len(arrays.y_train)), chosen) if setup.test_on_rest else []
+    x_test = np.concatenate([arrays.x_test, arrays.x_train[rest]]) if len(rest) else arrays.x_test
+    y_test = np.concatenate([arrays.y_test, arrays.y_train[rest]]) if len(rest) else arrays.y_test
 
     def tensor(values: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
         return torch.as_tensor(values, dtype=dtype, device=device)
@@ -113,8 +117,8 @@ def load(setup: Setup, device: str | torch.device = "cpu") -> Data:
     return Data(
         x_train=tensor(_standardized(arrays.x_train[chosen], mean, std, setup.dtype), dtype),
         y_train=tensor(_with_noise(setup, arrays.y_train[chosen], classes), torch.int64),
-        x_test=tensor(_standardized(arrays.x_test, mean, std, setup.dtype), dtype),
-        y_test=tensor(arrays.y_test, torch.int64),
+        x_test=tensor(_standardized(x_test, mean, std, setup.dtype), dtype),
+        y_test=tensor(y_test, torch.int64),
         classes=classes,
         black=tensor(-mean / std, dtype),
     )

@@ -35,7 +35,8 @@ TERMS = {
     ),
     "weight_norm": Term("weight norm", "the norm of all scale-invariant weights together", r"\rho", "1"),
     "elr": Term(
-        "effective learning rate", "lr / weight_norm^2: the step that the direction of the weights feels",
+        "effective learning rate",
+        "learning rate over squared weight norm: the step that the direction of the weights feels",
         r"\eta/\rho^2", "1",
     ),
     "grad_norm": Term(
@@ -43,7 +44,8 @@ TERMS = {
         r"|\nabla L|", "1",
     ),
     "eff_grad_norm": Term(
-        "effective gradient norm", "weight_norm * grad_norm: the gradient norm on the unit sphere", r"\tilde g", "1"
+        "effective gradient norm", "gradient norm times weight norm: the gradient norm on the unit sphere",
+        r"\tilde g", "1",
     ),
     "angular_update": Term(
         "angular update", "the angle between the scale-invariant weights before and after a step", r"\alpha", "radians"
@@ -57,7 +59,9 @@ TERMS = {
         "spherical sharpness", "the largest eigenvalue of the loss's Hessian on the unit sphere", "h", "nats"
     ),
     "edge": Term(
-        "stability edge", "2 / sharpness, the step on the sphere above which gradient descent leaves a minimum", "2/h"
+        "stability edge",
+        "two over the sharpness: the step on the sphere above which gradient descent leaves a minimum",
+        "2/h",
     ),
     "equilibrium_norm": Term(
         "equilibrium norm", "the weight norm at which decay and growth of a step balance", r"\rho_*"
@@ -67,8 +71,8 @@ TERMS = {
         "gradient", r"\arccos a",
     ),
     "balance_ratio": Term(
-        "balance ratio", "tan(angular_update) / tan(equilibrium angle); its mean square is 1 whenever the norm "
-        "returns to where it was",
+        "balance ratio", "the tangent of the angular update over that of the equilibrium angle; its mean "
+        "square is 1 whenever the norm returns to where it was",
     ),
     "jump": Term(
         "delta-jump", "a step whose cosine distance between successive weights exceeds delta", r"\delta"
@@ -105,7 +109,7 @@ def define(text: str) -> str:
     """Return `text` with every [[name]] replaced by that term's definition.
 
     >>> define("`elr`: [[elr]].")
-    '`elr`: lr / weight_norm^2: the step that the direction of the weights feels.'
+    '`elr`: learning rate over squared weight norm: the step that the direction of the weights feels.'
     """
     return re.sub(r"\[\[(\w+)\]\]", lambda match: TERMS[match[1]].definition, text)
 

@@ -36,12 +36,13 @@ __doc__ = define(__doc__)
 
 MIN_RISE = 0.1  # of ln rho^2: 5 % of the norm
 MIN_LOSS_RATIO = 10.0
-EQUILIBRIUM_RATIO = 1 / 3  # between the medians of periodic (below 0.2) and equilibrium (above 0.5) runs on digits
+EQUILIBRIUM_SHARE = 1 / 2  # of the growth that would balance weight decay
 NOISE_FACTOR = 8.0  # white noise of N = 1e5 samples spans 6 standard deviations of its differences
 
 DESTABILIZATION_COLUMNS = ["start", "end", "norm_before", "norm_after", "peak_loss"]
 PERIOD_COLUMNS = ["start", "end", "length", "norm_start", "norm_end", "min_loss"]
 EXCURSION_COLUMNS = ["start", "end", "peak_loss"]
+MINIMUM_COLUMNS = ["run", "number", "start", "end", "step", "snapshot", "train_loss", "test_error", "elr_start", "elr"]
 PHASES = ("A", "B", "C")
 SMOOTHING = 1 / 20  # of a stretch between destabilizations: the window over which ln of the gradient norm is averaged
 
@@ -185,19 +186,26 @@ def classify_regime(results: xr.Dataset, *, chance_loss: float = np.log(10)) -> 
 
     Judged on the second half of the record, in this order:
     "divergence": the loss is not finite, or its median is at or above `chance_loss` (guessing among 10 classes);
-    "equilibrium": the median balance ratio is at least 1/3: the typical step rotates the weights nearly as far as
-    the balance of norm growth and weight decay demands;
+    "equilibrium": the typical step pays its share, that is, makes the norm grow by at least half of what weight decay
+    takes from it: the median of the squared balance ratio is at least 1/2;
     "periodic": the whole record has a destabilization (a new period began);
+    "equilibrium", too: without one, the norm holds all the same: growth, summed over the steps, made up for at least
+    half of the decay;
     "convergence": none of these; the norm shrinks (or stands still, without weight decay) and the loss falls, so far.
+
+    Periods become shorter and shallower as lr * weight_decay grows, without a gap before equilibrium: one half is
+    where we cut. On runs labelled by eye it agrees with the eye (tests/labelled).
     """
     second_half = results.isel(step=slice(results.sizes["step"] // 2, None))
     loss = second_half.train_loss
     diverged = ~np.isfinite(results.train_loss).all("step") | (loss.median("step") >= chance_loss)
     decays = results.weight_decay > 0
-    balanced = (balance_ratio(second_half).median("step") >= EQUILIBRIUM_RATIO) & decays
+    balanced = (np.square(balance_ratio(second_half)).median("step") >= EQUILIBRIUM_SHARE) & decays
     kicked = set(find_destabilizations(results.isel(run=~diverged.values))["run"])
     periodic = results.run.isin(list(kicked))
-    names = np.select([diverged, balanced, periodic], ["divergence", "equilibrium", "periodic"], default="convergence")
+    holds = (_paid(second_half) >= EQUILIBRIUM_SHARE) & decays
+    conditions = [diverged, balanced, periodic, holds]
+    names = np.select(conditions, ["divergence", "equilibrium", "periodic", "equilibrium"], default="convergence")
     return xr.DataArray(names, coords=results.train_loss.isel(step=0, drop=True).coords, name="regime")
 
 
@@ -251,7 +259,62 @@ def find_excursions(
     return pd.DataFrame(table, columns=EXCURSION_COLUMNS)
 
 
+def find_minima(results: xr.Dataset, **thresholds: float) -> pd.DataFrame:
+    """Return one row per stretch between destabilizations: where the loss of the full training set was lowest.
+
+    Stretch 1 is from the start of training to the first destabilization; every other one is a period without its
+    phase C. What the record cuts off, after the last destabilization, is left out.
+
+    Parameters
+    ----------
+    results : data set with evaluations (`Record.evaluate_every`).
+    thresholds : as `find_destabilizations`.
+
+    Returns
+    -------
+    table with `run`; `number` of the stretch from 1; its `start` and `end` (steps); the evaluated `step` of the
+    minimum, with `train_loss` (full training set) and `test_error`; `elr_start` and `elr`, the effective learning
+    rates at the start of the stretch and at the minimum; `snapshot`, the snapshot step nearest to the minimum in the
+    second half of the stretch, or nan if none is there.
+
+    Raises
+    ------
+    ConfigError : if the results have no evaluations.
+    """
+    if "eval_step" not in results.dims:
+        raise ConfigError("`results` must have evaluations; train with Record(evaluate_every=...).")
+    kicks = find_destabilizations(results, **thresholds)
+    rows = []
+    for run in results.run.values:
+        one, mine = results.sel(run=run), kicks[kicks["run"] == run]
+        begins = [results.step.values[0], *mine["end"]]
+        for number, (start, end) in enumerate(zip(begins, mine["start"], strict=False), start=1):
+            looks = one.sel(eval_step=slice(start, end))
+            if looks.sizes["eval_step"]:
+                best = looks.isel(eval_step=int(looks.train_loss_full.values.argmin()))
+                rows.append((run, number, start, end, *_minimum(one, start, end, best)))
+    return pd.DataFrame(rows, columns=MINIMUM_COLUMNS)
+
+
+def _minimum(one: xr.Dataset, start: float, end: float, best: xr.Dataset) -> tuple:
+    """Return the last six entries of a row of `find_minima`."""
+    step = int(best.eval_step)
+    kept = one["snapshot_step"].values if "snapshot_step" in one.dims else np.empty(0)
+    kept = kept[(kept >= (start + end) / 2) & (kept <= end)]
+    snapshot = kept[np.abs(kept - step).argmin()] if len(kept) else np.nan
+    elr_start, elr = (float(one.elr.sel(step=at, method="nearest")) for at in (start, step))
+    return step, snapshot, float(best.train_loss_full), float(best.test_error), elr_start, elr
+
+
 # ---------------------------------------------------------------- helpers
+
+
+def _paid(results: xr.Dataset) -> xr.DataArray:
+    """Return growth over decay of the norm from the first record to the last: 1 + (change of ln rho^2) / decay."""
+    norm, steps = results.weight_norm, float(results.step[-1] - results.step[0])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        decay = -2 * steps * np.log1p(-results.lr * results.weight_decay)
+        return 1 + 2 * np.log(norm.isel(step=-1, drop=True) / norm.isel(step=0, drop=True)) / decay
 
 
 def _per_run(results: xr.Dataset, find, **thresholds) -> pd.DataFrame:

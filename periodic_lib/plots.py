@@ -189,9 +189,57 @@ def plot_prediction(
     return plain_numbers(ax)
 
 
-def plain_numbers(ax: Axes) -> Axes:
-    """Label the logarithmic axes of `ax` with 0.001, 0.01, ..., and with 2, 5 too where they span little."""
-    for axis in (ax.xaxis, ax.yaxis):
+def plain_numbers(ax: Axes | Axis) -> Axes | Axis:
+    """Label logarithmic axes, or one of them, with 0.001, 0.01, ..., and with 2, 5 too where they span little."""
+    for axis in [ax] if isinstance(ax, Axis) else [ax.xaxis, ax.yaxis]:
         if axis.get_scale() == "log":
             _plain_numbers(axis)
     return ax
+
+
+REGIME_COLORS = {"convergence": "#56b4e9", "periodic": "#de8f05", "equilibrium": "#029e73", "divergence": "#595959"}
+
+
+def plot_regimes(regimes: xr.DataArray, ax: Axes | None = None, x: str = "lr", y: str = "weight_decay") -> Axes:
+    """Plot the regime of every run (`periods.classify_regime`) as a map over two of its coordinates, both logarithmic.
+
+    Each pair of values is a cell, cut into one upright stripe per seed. What was not run stays white.
+    """
+    ax = plt.gca() if ax is None else ax
+    columns, rows = (_edges(np.unique(regimes[name])) for name in (x, y))
+    seeds = np.unique(regimes.init_seed)
+    for run in range(regimes.sizes["run"]):
+        left, right = columns[float(regimes[x][run])]
+        bottom, top = rows[float(regimes[y][run])]
+        place = int(np.searchsorted(seeds, regimes.init_seed[run]))
+        start, stop = (left * (right / left) ** (part / len(seeds)) for part in (place, place + 1))
+        color = REGIME_COLORS[str(regimes.values[run])]
+        ax.fill([start, stop, stop, start], [bottom, bottom, top, top], color=color, lw=0, zorder=1)
+    for edge in {e for pair in columns.values() for e in pair}:
+        ax.axvline(edge, color="white", lw=1, zorder=2)
+    for edge in {e for pair in rows.values() for e in pair}:
+        ax.axhline(edge, color="white", lw=1, zorder=2)
+    ax.set(xscale="log", yscale="log", xlabel=_name(x), ylabel=_name(y))
+    ax.set_xlim(min(columns.values())[0], max(columns.values())[1])
+    ax.set_ylim(min(rows.values())[0], max(rows.values())[1])
+    return plain_numbers(ax)
+
+
+def regime_legend(figure: Figure, regimes: xr.DataArray) -> None:
+    """Put a legend of the regimes that occur above a figure."""
+    found = [name for name in REGIME_COLORS if (regimes == name).any()]
+    patches = [Patch(color=REGIME_COLORS[name], label=name) for name in found]
+    figure.legend(handles=patches, loc="outside upper center", ncols=len(patches))
+
+
+def _edges(values: np.ndarray) -> dict[float, tuple[float, float]]:
+    """Return the logarithmic cell around each of some ascending values."""
+    logs = np.log(values)
+    steps = np.diff(logs) if len(logs) > 1 else np.array([np.log(2.0)])
+    inner = logs[:-1] + steps[: len(logs) - 1] / 2
+    edges = np.exp([logs[0] - steps[0] / 2, *inner, logs[-1] + steps[-1] / 2])
+    return {float(value): (edges[i], edges[i + 1]) for i, value in enumerate(values)}
+
+
+def _name(coordinate: str) -> str:
+    return {"lr": "learning rate", "weight_decay": "weight decay", "el": "lr × wd"}.get(coordinate, coordinate)

@@ -34,6 +34,8 @@ LABELS = {name: (TERMS[name].term, TERMS[name].unit) for name in MEASURED} | {  
     "train_error": ("training error", "1"),
     "test_loss": ("test loss", "nats"),
     "test_error": ("test error", "1"),
+    "direction": ("scale-invariant weights over their norm", "1"),
+    "test_logits": ("logits of the test examples", "1"),
     "diverged_at": ("step at which a run left the finite numbers", "steps"),
     "layer_weight_norm": ("weight norm of a layer", "1"),
     "layer_grad_norm": ("gradient norm of a layer", "1"),

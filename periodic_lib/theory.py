@@ -562,3 +562,24 @@ def edge_eps(lr: ArrayLike, sharpness: ArrayLike) -> Array:
     2.0
     """
     return np.asarray(lr, float) * np.asarray(sharpness, float) / 2
+
+
+# ---------------------------------------------------------------- schedules
+
+
+def decay_clock(lr: ArrayLike, weight_decay: ArrayLike, momentum: ArrayLike = 0.0) -> Array:
+    r"""Return ln(ELR) that free decay and the schedule have added after each step, the last axis of `lr`.
+
+    C_t = 2 lambda (eta_0 + ... + eta_t) / (1 - mu) + ln(eta_t / max eta). While no gradient holds the norm up, the
+    effective learning rate eta / rho^2 grows as exp(C_t): by decay, which shrinks rho^2, and by the schedule itself. A
+    drop of the learning rate by f sets the clock back by ln(f), and decay has to make that up before anything can
+    break. So what a schedule leads to is told by its largest C_t, not by the sum alone (`expected_periods`).
+    Leading axes broadcast with `weight_decay` and `momentum`; to first order in eta lambda.
+
+    >>> decay_clock([0.1, 0.1, 0.05], weight_decay=1.0).round(3).tolist()
+    [0.2, 0.4, -0.193]
+    """
+    lr = np.asarray(lr, float)
+    rate = 2 * np.asarray(weight_decay, float) / (1 - np.asarray(momentum, float))
+    with np.errstate(divide="ignore"):
+        return rate[..., None] * np.cumsum(lr, axis=-1) + np.log(lr / lr.max(axis=-1, keepdims=True))

@@ -12,7 +12,7 @@ import hashlib
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cache, partial
 from pathlib import Path
@@ -35,6 +35,7 @@ SCHEDULE_CHUNK = 1000  # steps whose learning-rate factors are on the device at 
 CURVATURE_EXAMPLES = 2048  # of the training set: all of digits
 EVALUATION_SEED = 0  # of the order in which the training set is evaluated
 FULL_BATCH_NUMBERS = 2**26  # input numbers of a full batch up to which all runs are stepped at once
+SNAPSHOT_BYTES = 4e9  # of all snapshots of a record together
 
 
 @defined
@@ -70,7 +71,8 @@ def train(
 
     Returns
     -------
-    xarray.Dataset with dimensions `run`, `step`, `eval_step`, `curvature_step`; coordinates of `run` are the fields of
+    xarray.Dataset with dimensions `run`, `step`, `eval_step`, `curvature_step`, `snapshot_step`;
+        coordinates of `run` are the fields of
         `Run`. Of every recorded step t, (run, step):
         `train_loss`: [[train_loss]];
         `weight_norm`: [[weight_norm]];
@@ -84,6 +86,9 @@ def train(
         mode, and `test_loss`, `test_error` with batch-normalization statistics re-estimated in the same pass.
         Shape (run, curvature_step): `sharpness`, the spherical sharpness (`metrics.sharpness`) of the loss on the
         first 2,048 training examples, as one batch.
+        With `Record.snapshot_every`, in float32 whatever the dtype: `direction` (run, snapshot_step, weight), the
+        scale-invariant weights over their norm, in the order of the network's parameters, and `test_logits`
+        (run, snapshot_step, example, class), evaluated as `test_error` is; `label` (example) are the true classes.
         A step index of S means the weights after S updates. `diverged_at` (run) is the step at which a run left the
         finite numbers; it is frozen from there on, and its values are nan. nan in `diverged_at`: it never did.
 
@@ -352,27 +357,51 @@ class Stack:
     def evaluate(self) -> torch.Tensor:
         """Return `EVALUATIONS`, shape (evaluations, runs), without touching the trajectory."""
         values, statistics = self.values(self.weights), networks.Statistics()
-        data, size = self.data, self.setup.batch_size or len(self.data.x_train)
-        order = datasets.BatchOrder([EVALUATION_SEED], len(data.x_train), size, self.setup.drop_last, self.device)
-        train = self._mean_over((order.next()[0] for _ in range(order.steps_per_epoch)), values, statistics, "collect")
-        pieces = torch.arange(len(data.x_test), device=self.device).split(size)
-        return torch.stack([*train, *self._mean_over(pieces, values, statistics, "apply")])
+        train = self._mean_over(self.data.y_train, self._collect(values, statistics))
+        return torch.stack([*train, *self._mean_over(self.data.y_test, self._apply(values, statistics))])
 
-    def _mean_over(self, batches, values, statistics: networks.Statistics, how: str) -> torch.Tensor:
-        """Return mean loss and error, (2, runs), over batches of training ("collect") or test ("apply") examples."""
-        x, y = (self.data.x_train, self.data.y_train) if how == "collect" else (self.data.x_test, self.data.y_test)
+    @torch.no_grad()
+    def predict(self) -> torch.Tensor:
+        """Return the logits of the test set, (runs, examples, classes), as `evaluate` judges them."""
+        values, statistics = self.values(self.weights), networks.Statistics()
+        for _ in self._collect(values, statistics):
+            pass
+        return torch.cat([logits for _, logits in self._apply(values, statistics)], dim=2).transpose(1, 2)
+
+    def _mean_over(self, y: torch.Tensor, predictions: Iterable) -> torch.Tensor:
+        """Return mean loss and error, (2, runs), of (index, logits) against the labels `y`."""
         sums, seen = torch.zeros(2, len(self.runs), dtype=self.weights.dtype, device=self.device), 0
-        for index in batches:
-            statistics.begin()
-            pictures, labels = x[index], y[index].expand(len(self.runs), -1)  # (batch, ...), (runs, batch)
-            with self._arithmetic():
-                stacked = pictures.expand(len(self.runs), *pictures.shape)
-                logits = self.network.logits(values, stacked, getattr(statistics, how))
+        for index, logits in predictions:
+            labels = y[index].expand(len(self.runs), -1)  # (runs, batch)
             wrong = (logits.argmax(dim=1) != labels).to(sums.dtype).mean(dim=1)
             sums += len(index) * torch.stack([networks.cross_entropy(logits, labels), wrong])
-            statistics.batches += how == "collect"
             seen += len(index)
         return sums / seen
+
+    def _collect(self, values, statistics: networks.Statistics) -> Iterator[tuple]:
+        """Yield (index, logits) of the training set's mini-batches, in training mode, and collect their statistics."""
+        examples, size = len(self.data.x_train), self.setup.batch_size or len(self.data.x_train)
+        order = datasets.BatchOrder([EVALUATION_SEED], examples, size, self.setup.drop_last, self.device)
+        for _ in range(order.steps_per_epoch):
+            index = order.next()[0]
+            yield index, self._logits(self.data.x_train[index], values, statistics, statistics.collect)
+            statistics.batches += 1
+
+    def _apply(self, values, statistics: networks.Statistics) -> Iterator[tuple]:
+        """Yield (index, logits) of the test set, normalized by the statistics that were collected."""
+        size = self.setup.batch_size or len(self.data.x_train)
+        for index in torch.arange(len(self.data.x_test), device=self.device).split(size):
+            yield index, self._logits(self.data.x_test[index], values, statistics, statistics.apply)
+
+    def _logits(self, pictures, values, statistics: networks.Statistics, how: Callable) -> torch.Tensor:
+        """Return the logits (runs, classes, batch) of all runs on the same pictures (batch, ...)."""
+        statistics.begin()
+        with self._arithmetic():
+            return self.network.logits(values, pictures.expand(len(self.runs), *pictures.shape), how)
+
+    def direction(self) -> torch.Tensor:
+        """Return the scale-invariant weights over their norm, (runs, n_invariant)."""
+        return self.invariant / metrics.norm(self.invariant).unsqueeze(1)
 
     def sharpness(self) -> torch.Tensor:
         """Return the spherical sharpness of every run, (runs,), over the first 2,048 training examples."""
@@ -508,6 +537,8 @@ class _Recorder:
         self.every = record.every * unit
         self.evaluate_every = record.evaluate_every and record.evaluate_every * unit
         self.curvature_every = record.curvature_every and record.curvature_every * unit
+        self.snapshot_every = record.snapshot_every and record.snapshot_every * unit
+        self._check_snapshots()
         self.parts = tuple(name for name, asked in (("layer", record.layers), ("neuron", record.neurons)) if asked)
         rows, runs = -(-stack.setup.steps // self.every), len(stack.runs)
         neurons = sum(shape[0] for shape in stack.shapes.values())
@@ -518,22 +549,37 @@ class _Recorder:
 
         self.tables = {"step": table(len(STEP_METRICS), runs), "rate": table(runs)}
         self.tables |= {part: table(len(PART_METRICS), runs, lengths[part]) for part in self.parts}
-        self.evaluations: dict[int, torch.Tensor] = {}
-        self.curvatures: dict[int, torch.Tensor] = {}
+        self.looks = [  # what is kept, step by step, how often, and how it is measured
+            ("evaluations", self.evaluate_every, stack.evaluate),
+            ("curvatures", self.curvature_every, stack.sharpness),
+            ("directions", self.snapshot_every, lambda: stack.direction().float().cpu()),
+            ("predictions", self.snapshot_every, lambda: stack.predict().float().cpu()),
+        ]
+        self.seen: dict[str, dict[int, torch.Tensor]] = {name: {} for name, _, _ in self.looks}
+
+    def _check_snapshots(self) -> None:
+        """Raise `ConfigError` if the snapshots would not fit into memory."""
+        if not self.snapshot_every:
+            return
+        stack = self.stack
+        numbers = stack.n_invariant + len(stack.data.y_test) * stack.data.classes  # of a snapshot of a run
+        snapshots = len(stack.runs) * (-(-stack.setup.steps // self.snapshot_every) + 1)
+        if 4 * numbers * snapshots > SNAPSHOT_BYTES:
+            raise ConfigError(
+                f"`snapshot_every` must leave at most {SNAPSHOT_BYTES / 1e9:g} GB of snapshots; got "
+                f"{self.record.snapshot_every}: {snapshots} of {4 * numbers / 1e6:.2g} MB. Take fewer."
+            )
 
     def records(self, step: int) -> bool:
         """Whether the metrics of this step are kept."""
         return step % self.every == 0
 
     def look_at(self, step: int) -> None:
-        """Evaluate and measure the curvature before this step, if asked for; always after the last step."""
+        """Evaluate, measure the curvature, keep a snapshot before this step, if asked for, and after the last."""
         last = step == self.stack.setup.steps
-        for every, kept, measure in (
-            (self.evaluate_every, self.evaluations, self.stack.evaluate),
-            (self.curvature_every, self.curvatures, self.stack.sharpness),
-        ):
-            if every and (last or step % every == 0) and step not in kept:
-                kept[step] = measure()
+        for name, every, measure in self.looks:
+            if every and (last or step % every == 0) and step not in self.seen[name]:
+                self.seen[name][step] = measure()
 
     def add_step(self, step: int, measured: torch.Tensor, *parts: torch.Tensor) -> None:
         """Keep the metrics of one step, without waiting for the device."""
@@ -547,7 +593,7 @@ class _Recorder:
         """Return what was kept so far, for a resume state."""
         rows = -(-self.stack.steps_done // self.every)
         kept = {f"table_{name}": table[:rows].cpu().numpy() for name, table in self.tables.items()}
-        for name, looks in (("evaluations", self.evaluations), ("curvatures", self.curvatures)):
+        for name, looks in self.seen.items():
             kept[f"{name}_steps"] = np.array(list(looks), dtype=np.int64)
             kept[name] = torch.stack(list(looks.values())).cpu().numpy() if looks else np.empty(0)
         return kept
@@ -557,9 +603,10 @@ class _Recorder:
         for name, table in self.tables.items():
             rows = kept[f"table_{name}"]
             table[: len(rows)] = torch.as_tensor(rows)
-        for name, looks in (("evaluations", self.evaluations), ("curvatures", self.curvatures)):
+        for name, looks in self.seen.items():
+            device = self.stack.device if name == "evaluations" else "cpu"  # where each is kept
             pairs = zip(kept[f"{name}_steps"].tolist(), kept[name], strict=False)
-            looks.update({step: torch.as_tensor(row, device=self.stack.device) for step, row in pairs})
+            looks.update({step: torch.as_tensor(row, device=device) for step, row in pairs})
 
     def dataset(self, seconds: float) -> xr.Dataset:
         """Return everything kept as one labelled data set, with its provenance."""
@@ -572,14 +619,20 @@ class _Recorder:
             values = self.tables[part].permute(1, 2, 0, 3).cpu().numpy()  # (metrics, run, step, part)
             names = (f"{part}_{name}" for name in PART_METRICS)
             variables |= {name: (("run", "step", part), rows) for name, rows in zip(names, values, strict=True)}
-        if self.evaluations:
-            coordinates["eval_step"] = np.array(list(self.evaluations))
-            kept = torch.stack(list(self.evaluations.values())).permute(1, 2, 0).cpu().numpy()
+        seen = {name: torch.stack(list(kept.values())).cpu().numpy() for name, kept in self.seen.items() if kept}
+        if self.evaluate_every:
+            coordinates["eval_step"] = np.array(list(self.seen["evaluations"]))
+            kept = np.moveaxis(seen["evaluations"], 0, -1)  # (evaluations, run, eval_step)
             variables |= {n: (("run", "eval_step"), rows) for n, rows in zip(EVALUATIONS, kept, strict=True)}
-        if self.curvatures:
-            coordinates["curvature_step"] = np.array(list(self.curvatures))
-            tops = torch.stack(list(self.curvatures.values())).T.cpu().numpy()
-            variables["sharpness"] = (("run", "curvature_step"), tops)
+        if self.curvature_every:
+            coordinates["curvature_step"] = np.array(list(self.seen["curvatures"]))
+            variables["sharpness"] = (("run", "curvature_step"), seen["curvatures"].T)
+        if self.snapshot_every:
+            coordinates["snapshot_step"] = np.array(list(self.seen["directions"]))
+            coordinates["label"] = ("example", stack.data.y_test.cpu().numpy())
+            variables["direction"] = (("run", "snapshot_step", "weight"), seen["directions"].swapaxes(0, 1))
+            logits = seen["predictions"].swapaxes(0, 1)
+            variables["test_logits"] = (("run", "snapshot_step", "example", "class"), logits)
         alive, lived = stack.alive.squeeze(1).cpu().numpy(), stack.steps_alive.cpu().numpy()
         variables["diverged_at"] = ("run", np.where(alive, np.nan, lived))
         cuda = str(stack.device).startswith("cuda")

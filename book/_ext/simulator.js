@@ -156,7 +156,7 @@
 
   const MIN_RISE = 0.1; // of ln rho^2
   const MIN_LOSS_RATIO = 10;
-  const EQUILIBRIUM_RATIO = 1 / 3;
+  const EQUILIBRIUM_SHARE = 1 / 2; // of the growth that would balance weight decay
   const NOISE_FACTOR = 8 * 1.4826; // robust standard deviations
   const RECORD = 20000; // steps of a run by which the chapters judge: without an event, the longest wait for a verdict
 
@@ -187,6 +187,11 @@
       return median(this.values.slice(Math.ceil(from / this.stride), Math.ceil(to / this.stride)));
     }
 
+    /* The kept value at a place, or the next one after it. */
+    at(place) {
+      return this.values[Math.min(Math.ceil(place / this.stride), this.values.length - 1)];
+    }
+
     spread() {
       const middle = this.median();
       return median(this.values.map((value) => Math.abs(value - middle)));
@@ -199,6 +204,7 @@
       this.el = el;
       this.balance = Math.tan(Math.acos(1 - el));
       this.ratios = new Series();
+      this.levels = new Series(); // ln rho^2
       this.changes = new Series(); // of ln rho^2
       this.losses = new Series(); // since the rise before
       this.starts = []; // steps of the destabilizations
@@ -216,6 +222,7 @@
       const level = 2 * Math.log(norm);
       if (this.steps) this.changes.push(level - this.level);
       this.level = level;
+      this.levels.push(level);
       this.#raiseThreshold();
       if (this.falling) this.#seekLow(level, loss);
       else this.#seekHigh(level, loss);
@@ -278,9 +285,17 @@
     get regime() {
       const seen = this.starts.length > 0;
       if (!seen && this.steps < this.#wait(1)) return "too early to say";
-      if (this.ratios.median(this.steps >> 1) >= EQUILIBRIUM_RATIO) return "equilibrium";
+      if (this.ratios.median(this.steps >> 1) ** 2 >= EQUILIBRIUM_SHARE) return "equilibrium";
       if (seen) return "periodic";
-      return this.steps < this.#wait(4) ? "too early to say" : "convergence"; // a period takes about 2 / el to 4 / el
+      if (this.steps < this.#wait(4)) return "too early to say"; // a period takes about 2 / el to 4 / el
+      return this.#paid() >= EQUILIBRIUM_SHARE ? "equilibrium" : "convergence";
+    }
+
+    /* Growth over decay of the norm in the second half of the steps. */
+    #paid() {
+      const half = this.steps >> 1;
+      const decay = -2 * (this.steps - 1 - half) * Math.log1p(-this.el);
+      return 1 + (this.level - this.levels.at(half)) / decay;
     }
 
     #wait(decays) {

@@ -58,8 +58,9 @@ class TestChapter:
         assert checked == {claim for claim, entry in claims.declared().items() if entry["chapter"] == name}
 
     def test_runs_the_experiments_declared_for_it(self, name):
-        used = set(re.findall(r'run_experiment\(\s*"(\w+)"', text(name, "code")))
-        assert used == {key for key, entry in experiments.declared().items() if entry["chapter"] == name}
+        used = set(re.findall(r'run_(?:experiment|variants)\(\s*"(\w+)"', text(name, "code")))
+        declared = {key: entry for key, entry in experiments.declared().items() if "part_of" not in entry}
+        assert used == {key for key, entry in declared.items() if entry["chapter"] == name}
 
     def test_ends_with_its_provenance(self, name):
         last = cells(name, "code")[-1]

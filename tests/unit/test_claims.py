@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 
 from periodic_lib import claims
@@ -168,3 +169,18 @@ def test_a_chapter_that_forgets_its_claim_stops_the_scorecard(project):
 def test_records_are_json(project):
     Chapter("01_one", "classroom").publish(x=1)
     assert json.loads((claims.records_folder() / "01_one.json").read_text())["chapter"] == "01_one"
+
+
+# ---------------------------------------------------------------- intervals
+
+
+def test_the_interval_of_a_mean_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    intervals = [claims.interval(rng.normal(1, 2, 5), level=0.8) for _ in range(2000)]
+    assert np.mean([low < 1 < high for _, low, high in intervals]) == pytest.approx(0.8, abs=0.03)
+
+
+def test_the_interval_of_one_value_or_none_is_unknown():
+    mean, low, high = claims.interval([3])
+    assert mean == 3
+    assert np.isnan([low, high, *claims.interval([])]).all()

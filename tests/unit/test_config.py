@@ -19,6 +19,8 @@ BAD = [  # what is made, what the message must say
     (lambda: Run(lr=1, weight_decay=0, warmup=-1), ["`warmup`", "-1"]),
     (lambda: Run(lr=1, weight_decay=0, decay_factor=0.5), ["`decay_factor`", "from 1", "0.5"]),
     (lambda: Run(lr=1, weight_decay=0, others_lr=-1), ["`others_lr`", "from 0", "-1"]),
+    (lambda: Record(snapshot_every=0), ["`snapshot_every`", "at least 1", "0"]),
+    (lambda: Setup(test_on_rest="yes"), ["`test_on_rest`", "true or false", "'yes'"]),
     (lambda: Record(curvature_every=0), ["`curvature_every`", "at least 1", "0"]),
     (lambda: Setup(dtype="float16"), ["`dtype`", "'float32'", "'float64'", "'float16'"]),
     (lambda: Setup(steps=0), ["`steps`", "at least 1", "0"]),

@@ -119,6 +119,22 @@ def test_a_subset_keeps_the_standardization_and_the_labels_of_the_full_set():
         assert labels[bytes(picture.numpy())] == label
 
 
+def test_testing_on_the_rest_uses_every_picture_once_with_its_true_label():
+    full = datasets.load(Setup())
+    part = datasets.load(Setup(train_size=200, label_noise=0.5, test_on_rest=True))
+    rest = datasets.load(Setup(train_size=200))
+    assert (len(part.x_train), len(part.x_test)) == (200, 360 + 1237)
+    assert torch.equal(part.x_test[:360], full.x_test)
+    assert torch.equal(part.x_train, rest.x_train)
+
+    def all_of(x, y):
+        return sorted((bytes(picture.numpy()), int(label)) for picture, label in zip(x, y, strict=True))
+
+    everything = torch.cat([part.x_test[360:], rest.x_train]), torch.cat([part.y_test[360:], rest.y_train])
+    assert all_of(*everything) == all_of(full.x_train, full.y_train)
+    assert torch.equal(datasets.load(Setup(test_on_rest=True)).x_test, full.x_test)  # nothing is left
+
+
 def test_a_class_that_is_too_small_is_filled_up_by_the_others():
     labels = np.repeat([0, 1, 2], [2, 10, 10])
     chosen = datasets._subset(Setup(train_size=12), labels)

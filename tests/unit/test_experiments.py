@@ -5,7 +5,7 @@ import pytest
 
 from periodic_lib import Setup, grid, results, train
 from periodic_lib.config import ConfigError
-from periodic_lib.experiments import declared, keep, kept, plan, run_experiment, state
+from periodic_lib.experiments import declared, keep, kept, plan, run_experiment, run_variants, state
 from periodic_lib.results import bare_source, code_digest
 
 FILE = """
@@ -151,6 +151,45 @@ def test_the_code_digest_ignores_comments_and_sees_code(tmp_path):
     assert len(code_digest()) == 64
 
 
+# ---------------------------------------------------------------- one value of the setup changed at a time
+
+
+VARIED = FILE.replace(
+    "      profiles:\n        smoke:\n",
+    "      vary: {width: [4, 16], label_noise: [2e-1]}\n      profiles:\n        smoke:\n          setup: {steps: 2}\n"
+    "          vary: {width: [4]}\n",
+)
+
+
+def test_each_varied_value_makes_an_experiment(project):
+    declare(project, VARIED)
+    assert list(declared()) == ["small", "small_width_4", "small_width_16", "small_label_noise_2e-1"]
+    assert declared()["small_width_4"]["part_of"] == ("small", "width", 4)
+    narrow, noisy = plan("small_width_4"), plan("small_label_noise_2e-1")
+    assert (plan("small").setup.width, narrow.setup.width, noisy.setup.width) == (8, 4, 8)
+    assert (narrow.setup.label_noise, noisy.setup.label_noise, narrow.setup.steps) == (0, 0.2, 20)
+    assert narrow.runs == plan("small").runs
+    with pytest.raises(ConfigError, match="`profile` must be one of 'classroom'"):
+        plan("small_width_16", "smoke")
+
+
+def test_variants_are_run_beside_the_unchanged_setup(project):
+    declare(project, VARIED)
+    found = run_variants("small", "smoke", overrides={"lr": 0.2}, progress=False)
+    assert list(found) == [("width", 8), ("width", 4)]
+    assert [results.setup_of(data).width for data in found.values()] == [8, 4]
+    assert all((data.lr == 0.2).all() and data.sizes["step"] == 2 for data in found.values())
+    assert ("label_noise", 0.2) in run_variants("small", progress=False)
+
+
+def test_variants_that_cannot_be_meant_are_refused(project):
+    with pytest.raises(ConfigError, match="'small' varies nothing at profile 'classroom'"):
+        run_variants("small")
+    declare(project, VARIED)
+    with pytest.raises(ConfigError, match="`width` is varied by experiment 'small': it cannot be overridden"):
+        run_variants("small", "smoke", overrides={"width": 2})
+
+
 # ---------------------------------------------------------------- long runs
 
 
@@ -165,18 +204,29 @@ def pictures(tmp_path):
 
 
 PAPER = [name for name, entry in declared().items() if "paper" in entry["profiles"]]
+LARGE = 8  # runs; of a larger grid one learning rate is rehearsed
 
 
 @pytest.mark.parametrize("name", PAPER)
 def test_the_paper_profile_is_rehearsed_for_two_steps(name, pictures, tmp_path, monkeypatch):
     monkeypatch.setenv("PERIODIC_CACHE", str(tmp_path))
     asked = plan(name, "paper")
-    assert (asked.setup.dataset, asked.setup.network, asked.setup.width) == ("cifar10", "convnet", 32)
-    changes = {"dataset": pictures, "steps": 2, "evaluate_every": None, "curvature_every": None}
+    width = asked.setup.width
+    assert asked.setup.dataset == "cifar10"
+    assert width == 32 or declared()[name]["part_of"][1:] == ("width", width)
+    assert asked.setup.network in ("convnet", "resnet18")
+    changes = dict.fromkeys(["evaluate_every", "curvature_every", "snapshot_every"])
+    changes |= {"dataset": pictures, "steps": 2}
+    if len(asked.runs) > LARGE:
+        changes["lr"] = max(run.lr for run in asked.runs)
+    if asked.setup.network == "resnet18":
+        changes["batch_size"] = 8  # it takes ten times as long as the ConvNet
     done = run_experiment(name, "paper", overrides=changes, progress=False)
     assert done.sizes["step"] >= 1
     assert np.isfinite(done.train_loss).all()
-    assert float(done.weight_norm[0, 0]) == pytest.approx(12.65, rel=0.01) or asked.setup.fixed_norm
+    initial_norm = {"convnet": 12.65, "resnet18": 28.0}[asked.setup.network] * np.sqrt(width / 32)
+    initial_norm *= float(done.init_scale[0])
+    assert float(done.weight_norm[0, 0]) == pytest.approx(initial_norm, rel=0.01) or asked.setup.fixed_norm
 
 
 def test_a_result_is_kept_with_another_copy_of_the_data_only(project):

@@ -4,7 +4,7 @@ import xarray as xr
 
 from periodic_lib import periods
 from periodic_lib.config import ConfigError
-from periodic_lib.periods import classify_regime, find_destabilizations, find_excursions, find_periods
+from periodic_lib.periods import classify_regime, find_destabilizations, find_excursions, find_minima, find_periods
 
 T = np.arange(2000)
 
@@ -244,3 +244,64 @@ def test_excursions_of_a_data_set_name_their_run():
     data = xr.concat([RUNS[name].assign_coords(run=[i]) for i, name in enumerate(RUNS)], "run")
     found = find_excursions(data, window=100)
     assert found.groupby("run").size().to_dict() == {1: 10}
+
+
+# ---------------------------------------------------------------- the border of periods and equilibrium
+
+
+def test_half_of_its_share_makes_the_typical_step_an_equilibrium():
+    spikes = np.where(T % 200 == 199, 5.0, 0.0)
+    assert classify_regime(run(sawtooth(200), SPIKES, 0.69 + spikes)).item() == "periodic"
+    assert classify_regime(run(sawtooth(200), SPIKES, 0.72 + spikes)).item() == "equilibrium"
+
+
+def test_a_norm_that_holds_without_a_break_is_an_equilibrium():
+    rare = np.where(T % 50 == 0, 7.0, 0.2)  # a few steps pay, the loss does not notice
+    assert classify_regime(run(np.exp(0.02 * np.sin(T / 30)), 0.5, rare)).item() == "equilibrium"
+    assert classify_regime(run(np.exp(-0.0006 * T), 0.5, 0.2)).item() == "convergence"  # falls at 60 % of free decay
+
+
+# ---------------------------------------------------------------- minima
+
+
+def sawtooth_results(every, snapshots=()):
+    """Two runs: a sawtooth with minima of known loss, 20 steps before each of four kicks, and one that converges."""
+    loss = np.abs(((T - 199) % 400) - 380) * 1e-4 + 1e-3  # lowest at 579, 979, ...; kicks at 199, 599, 999, ...
+    norm = np.stack([sawtooth(400, start=200), np.exp(-0.002 * T)])
+    looks = np.arange(0, len(T) + 1, every)
+    full = np.interp(looks, T, loss)
+    variables = {
+        "weight_norm": (("run", "step"), norm),
+        "train_loss": (("run", "step"), np.where(norm > 0.97, 1.0, 1e-3)),
+        "elr": (("run", "step"), 0.1 / norm**2),
+        "train_loss_full": (("run", "eval_step"), np.stack([full, full])),
+        "test_error": (("run", "eval_step"), np.stack([looks / 1e4] * 2)),
+    }
+    more = {"snapshot_step": np.array(snapshots)} if len(snapshots) else {}
+    return xr.Dataset(variables, {"run": [3, 4], "step": T, "eval_step": looks} | more)
+
+
+def test_minima_are_found_in_every_stretch_that_a_destabilization_ends():
+    found = find_minima(sawtooth_results(every=1))
+    assert found.run.unique().tolist() == [3]
+    assert found.number.tolist() == [1, 2, 3, 4, 5]
+    assert found.end.tolist() == [199, 599, 999, 1399, 1799]
+    assert found.step.tolist()[1:] == [579, 979, 1379, 1779]
+    assert found.test_error.tolist()[1:] == [0.0579, 0.0979, 0.1379, 0.1779]
+    assert found.train_loss.tolist()[1:] == pytest.approx([1e-3] * 4)
+    assert found.elr_start.tolist()[1:] == pytest.approx([0.1] * 4, rel=0.01)
+    assert found.elr.tolist()[1:] == pytest.approx([0.1 * np.exp(0.004 * 379)] * 4, rel=0.01)
+    assert found.snapshot.isna().all()
+
+
+def test_the_snapshot_of_a_minimum_is_the_nearest_in_the_second_half_of_its_stretch():
+    found = find_minima(sawtooth_results(every=20, snapshots=[0, 150, 570, 590, 650, 1250, 2000]))
+    assert found.step.tolist()[1:3] == [580, 980]
+    np.testing.assert_array_equal(found.snapshot, [150, 570, np.nan, 1250, np.nan])
+
+
+def test_minima_need_evaluations_and_may_be_none():
+    data = sawtooth_results(every=100)
+    assert find_minima(data.sel(run=[4])).empty
+    with pytest.raises(ConfigError, match="`results` must have evaluations"):
+        find_minima(data.drop_dims("eval_step"))

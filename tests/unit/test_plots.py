@@ -85,3 +85,23 @@ def test_predictions_lie_on_the_diagonal_if_they_are_right():
     alone = plots.plot_prediction(table[table.el == 0.2], "t", "law", "el", plt.figure().gca(), order=[0.1, 0.2])
     np.testing.assert_array_equal(alone.collections[0].get_facecolor(), second)
     assert plots.plot_prediction(table.iloc[:0], "t", "law", ax=plt.figure().gca()).get_xscale() == "log"
+
+
+def test_the_map_has_one_stripe_per_run_and_seed_in_the_colour_of_its_regime(dataset):
+    regimes = dataset.train_loss.isel(step=0, drop=True).copy(
+        data=np.array(["convergence", "convergence", "periodic", "equilibrium"], dtype=object)
+    )
+    ax = plots.plot_regimes(regimes)
+    stripes = {(round(patch.get_xy()[0][0], 6), patch.get_facecolor()) for patch in ax.patches}
+    assert len(ax.patches) == len(stripes) == 4
+    colours = [plt.matplotlib.colors.to_hex(patch.get_facecolor()) for patch in ax.patches]
+    assert colours == [plots.REGIME_COLORS[name] for name in regimes.values]
+    left, right = ax.get_xlim()
+    assert left * right == pytest.approx(0.1 * 1)  # the cells are centred on their values
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("learning rate", "weight decay")
+    plots.regime_legend(ax.figure, regimes)
+    assert [text.get_text() for text in ax.figure.legends[0].get_texts()] == [
+        "convergence",
+        "periodic",
+        "equilibrium",
+    ]

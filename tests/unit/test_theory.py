@@ -408,3 +408,28 @@ def test_toy_b_in_32_bits_stays_close_at_first_and_rounds():
     assert np.isfinite(narrow.train_loss).all()
     with pytest.raises(ConfigError, match="`dtype` must be one of 'float32', 'float64'; got 'half'"):
         toys.SphereToy(dtype="half")
+
+
+def test_the_clock_of_a_schedule_is_the_free_growth_of_the_effective_learning_rate():
+    # iterate the norm without any gradient; the effective learning rate before step t + 1 has seen t decays
+    lr, wd = 0.1 * np.array([1, 1, 1, 0.1, 0.1, 0.01]), 1e-3
+    norm = 2.0 * np.cumprod(np.append(1.0, 1 - lr * wd))
+    grown = np.log(lr / norm[1:] ** 2) - np.log(lr[0] / norm[0] ** 2)
+    assert theory.decay_clock(lr, wd) == pytest.approx(grown, abs=1e-6)
+
+
+def test_the_clock_with_momentum_runs_as_the_recursion_does():
+    lr, wd, mu, steps = 0.01, 1e-3, 0.9, 2000
+    weight, velocity, logs = 1.0, 0.0, []
+    for _ in range(steps):
+        velocity = mu * velocity + wd * weight
+        weight -= lr * velocity
+        logs.append(-2 * np.log(weight))
+    clock = theory.decay_clock(np.full(steps, lr), wd, mu)
+    assert logs[-1] - logs[500] == pytest.approx(clock[-1] - clock[500], rel=2e-3)
+
+
+def test_the_clock_of_a_constant_learning_rate_ends_at_the_number_of_expected_periods():
+    rates = np.full((2, 300), [[0.1], [0.3]])
+    clock = theory.decay_clock(rates, np.array([1e-2, 1e-3]))
+    assert clock[:, -1] == pytest.approx(theory.expected_periods(rates, np.array([1e-2, 1e-3]), np.e))

@@ -354,6 +354,67 @@ def test_a_large_full_batch_gives_the_same_numbers_run_by_run(monkeypatch):
     np.testing.assert_allclose(quick(setup, runs).train_loss, at_once.train_loss, rtol=1e-12)
 
 
+# ---------------------------------------------------------------- snapshots
+
+
+def test_snapshots_are_the_weights_of_independent_stepping():
+    setup, runs = Setup(**SMALL, steps=25), grid(lr=0.1, weight_decay=1e-2, seed=[0, 1])
+    result = quick(setup, runs, record=Record(evaluate_every=None, snapshot_every=10))
+    assert result.snapshot_step.values.tolist() == [0, 10, 20, 25]
+    stack = Stack(setup, runs)
+    order, kept = stack.batch_order(), [stack.invariant.clone()]
+    for _ in range(setup.steps):
+        stack.step(order.next())
+        kept.append(stack.invariant.clone())
+    w = torch.stack(kept, dim=1).numpy()[:, result.snapshot_step]  # (runs, snapshots, weights)
+    np.testing.assert_allclose(result.direction, w / np.linalg.norm(w, axis=2, keepdims=True), rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(np.linalg.norm(w, axis=2)[:, :-1], result.weight_norm.sel(step=[0, 10, 20]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("network", ["mlp", "convnet"])
+@pytest.mark.parametrize("batch_size", [50, None])
+def test_the_logits_of_a_snapshot_give_the_evaluated_test_metrics(network, batch_size):
+    setup = Setup(network=network, width=8, depth=2, batch_size=batch_size, steps=12, train_size=100, dtype="float64")
+    record = Record(evaluate_every=5, snapshot_every=5)
+    result = quick(setup, grid(lr=[0.1, 1], weight_decay=1e-2), record=record)
+    assert result.test_logits.dims == ("run", "snapshot_step", "example", "class")
+    assert result.direction.dtype == result.test_logits.dtype == np.float32
+    wrong = result.test_logits.argmax("class") != result.label
+    np.testing.assert_allclose(wrong.mean("example"), result.test_error, rtol=1e-12)
+    score = torch.tensor(result.test_logits.values).log_softmax(dim=-1).numpy()
+    likelihood = np.take_along_axis(score, result.label.values[None, None, :, None], axis=3)
+    np.testing.assert_allclose(-likelihood.mean(axis=(2, 3)), result.test_loss, rtol=1e-5)
+
+
+def test_a_snapshot_makes_a_network_again():
+    """A direction is all that a scale-invariant network is; the last layer is drawn again by the run's seed."""
+    setup, runs = Setup(**SMALL, steps=30, dtype="float64", bn_eps=0), [Run(0.1, 1e-2, init_seed=4)]
+    result = quick(setup, runs, record=Record(evaluate_every=30, snapshot_every=30))
+    stack = Stack(setup, runs * 2)  # both snapshots, as two runs
+    stack.invariant.copy_(3 * torch.tensor(result.direction.values[0]))
+    losses = stack.evaluate()[2]
+    np.testing.assert_allclose(losses, result.test_loss[0], rtol=1e-5)
+
+
+def test_snapshots_do_not_change_the_trajectory_and_stay_finite_for_the_sane(tmp_path):
+    setup, runs = Setup(**SMALL, steps=25), [Run(0.1, 1e-2), Run(1e38, 0, init_scale=1e-18)]
+    record = Record(evaluate_every=None, unit="epoch", snapshot_every=1)
+    plain, watched = quick(setup, runs), quick(setup, runs, record=record)
+    assert watched.snapshot_step.values.tolist() == [0, 11, 22, 25]
+    np.testing.assert_array_equal(plain.train_loss.sel(step=watched.step), watched.train_loss)
+    assert np.isfinite(watched.test_logits[0]).all()
+    results.save(watched, tmp_path / "kept.nc")
+    assert results.load(tmp_path / "kept.nc").identical(watched)
+
+
+def test_too_many_snapshots_are_refused_before_training():
+    with pytest.raises(ConfigError, match=r"`snapshot_every` must leave at most 4 GB of snapshots; got 1: 200002 of"):
+        quick(Setup(steps=100_000), grid(lr=0.1, weight_decay=0, seed=[0, 1]), record=Record(snapshot_every=1))
+
+
+# ---------------------------------------------------------------- precision, own data
+
+
 @pytest.mark.parametrize("matmul", ["tf32", "bfloat16"])
 def test_less_precise_arithmetic_only_when_asked(matmul):
     setup = Setup(**SMALL, steps=5)
@@ -404,7 +465,7 @@ def interrupted_then_resumed(setup, runs, record, path, at):
 def test_stopping_and_going_on_is_not_stopping(tmp_path, at, optimizer):
     setup = Setup(width=8, depth=1, steps=25, optimizer=optimizer, augment=True, network="mlp")
     runs = [Run(0.1, 1e-2, momentum=0.9, schedule="cosine"), Run(1e38, 0, init_scale=1e-18, data_seed=3)]
-    record = Record(every=3, layers=True, evaluate_every=5, curvature_every=10)
+    record = Record(every=3, layers=True, evaluate_every=5, curvature_every=10, snapshot_every=4)
     whole = train(setup, runs, record, progress=False)
     pieces = interrupted_then_resumed(setup, runs, record, tmp_path / "state.npz", at)
     assert pieces.drop_attrs().identical(whole.drop_attrs())  # bit for bit, nan where nan

@@ -1,0 +1,88 @@
+"""The judge of regimes and the finder of destabilizations against the eye: tests/labelled/README.md says how."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+
+from periodic_lib import classify_regime, find_destabilizations, theory
+
+FOLDER = Path(__file__).parents[1] / "labelled"
+GROUPS = ("design", "held out")
+DATED_TO = 1 / 100  # of the record: what the eye can tell on the plots
+
+
+@pytest.fixture(scope="module")
+def labels():
+    table = pd.read_csv(FOLDER / "labels.csv", keep_default_na=False)
+    return table.assign(found=[regime(run, row) for run, row in table.iterrows()])
+
+
+ARRAYS = np.load(FOLDER / "runs.npz")
+LOSS, NORM = np.exp(ARRAYS["log_loss"].astype(float)), np.exp(ARRAYS["log_norm"].astype(float))
+
+
+def steps(row):
+    return row.first_step + row.every * np.arange(LOSS.shape[1])
+
+
+def regime(run, row):
+    balance = np.tan(theory.equilibrium_angle(row.lr, row.weight_decay))
+    angle = np.arctan(ARRAYS["balance_ratio"][run].astype(float) * balance)
+    values = {"train_loss": LOSS[run], "weight_norm": NORM[run], "angular_update": angle}
+    coordinates = {"run": [run], "step": steps(row), "lr": ("run", [row.lr])}
+    coordinates["weight_decay"] = ("run", [row.weight_decay])
+    one = xr.Dataset({name: (("run", "step"), value[None]) for name, value in values.items()}, coordinates)
+    chance = np.inf if row.what == "toy B" else np.log(10)  # the toy has two classes and no level of guessing
+    return classify_regime(one, chance_loss=chance).item()
+
+
+def agreement(table):
+    return (table.label == table.found).mean()
+
+
+def test_the_sample_has_enough_runs_of_every_regime(labels):
+    assert len(labels) >= 60
+    assert set(labels.label) == {"convergence", "periodic", "equilibrium", "divergence"}
+    for group in GROUPS:
+        assert labels[labels.group == group].label.value_counts().min() >= 2
+        assert labels[labels.group == group].what.nunique() >= 4
+
+
+def test_the_classifier_agrees_with_the_eye(labels):
+    decided = labels[labels.or_else == ""]
+    confusion = pd.crosstab(labels.label, labels.found).to_string()
+    assert agreement(decided) > 0.95, confusion
+    assert agreement(labels) > 0.93, confusion  # with the undecided ones, by their first reading
+
+
+def test_it_agrees_on_seeds_that_no_definition_was_fitted_to(labels):
+    decided = labels[(labels.group == "held out") & (labels.or_else == "")]
+    assert agreement(decided) > 0.9
+
+
+def test_undecided_runs_are_periods_against_something_else_and_few(labels):
+    undecided = labels[labels.or_else != ""]
+    assert len(undecided) < 0.1 * len(labels)
+    assert (undecided.label == "periodic").all()
+
+
+def test_what_the_eye_calls_converged_or_diverged_is_never_missed(labels):
+    clear = labels[labels.label.isin(["convergence", "divergence"])]
+    assert agreement(clear) == 1
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_destabilizations_are_found_where_the_eye_sees_them(labels, group):
+    dated = labels[(labels.group == group) & (labels.destabilizations != "")]
+    assert len(dated) >= 6
+    for run, row in dated.iterrows():
+        seen, doubtful = (np.array(list(map(int, row[column].split()))) for column in ("destabilizations", "doubtful"))
+        found = find_destabilizations(NORM[run], LOSS[run], steps(row)).start.to_numpy()
+        within = DATED_TO * row.every * LOSS.shape[1]
+        for step in seen:
+            assert np.abs(found - step).min() <= within, (run, step, found)
+        for step in found:
+            assert np.abs(np.append(seen, doubtful) - step).min() <= within, (run, step, seen)
