@@ -24,7 +24,7 @@ test: setup ## run all tests, then execute every chapter at smoke scale and agai
 	@PERIODIC_CACHE=$(CURDIR)/build/smoke/cache $(bin)/periodic book --no-render --profile smoke
 	@echo "the same again by nbval, trained anew: are the numbers the same?"
 	@PERIODIC_CACHE=$(CURDIR)/build/nbval/cache PERIODIC_RECORDS=$(CURDIR)/build/nbval/records \
-		PERIODIC_PROGRESS=$(CURDIR)/build/nbval/progress $(pytest) -x -c tests/notebooks/nbval.ini --nbval \
+		PERIODIC_PROGRESS=$(CURDIR)/build/nbval/progress MPLBACKEND=agg $(pytest) -x -c tests/notebooks/nbval.ini --nbval \
 		--nbval-current-env --nbval-cell-timeout 120 --nbval-sanitize-with tests/notebooks/nbval_sanitize.cfg \
 		build/smoke/chapters
 

@@ -32,11 +32,16 @@ def records_folder() -> Path:
     return Path(os.environ.get("PERIODIC_RECORDS") or root() / "build" / "interactive")
 
 
+def file() -> Path:
+    """Return where claims are declared."""
+    return root() / "data" / "claims" / "claims.yml"
+
+
 def declared() -> dict[str, dict]:
     """Return every declared claim: id -> chapter, topic, statement, source, setting, paper_value, rule, verdict."""
     from periodic_lib.experiments import read_yaml
 
-    path = root() / "data" / "claims" / "claims.yml"
+    path = file()
     entries = read_yaml(path)
     for claim, entry in entries.items():
         known_names(f"key of claim {claim!r} in {path.name}", entry, CLAIM_KEYS)

@@ -1,5 +1,6 @@
 """Sphinx extension of this book: measured numbers in the text, chapters' figures on other pages, the simulator.
 
+    ```{claims} partly                                  the claims with that verdict, as a list
     {result}`03_periodic_behavior.periods_slow:.0f`     a number that a chapter published, formatted
     ```{chapter-figure} 03_periodic_behavior/one_run    a figure that a chapter showed, with its description
     ```
@@ -15,6 +16,8 @@ import os
 from pathlib import Path
 
 from docutils import nodes
+from docutils.statemachine import StringList
+from periodic_lib import claims
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
@@ -116,6 +119,28 @@ def raw_html(text):
     return nodes.raw("", text, format="html")
 
 
+class Claims(SphinxDirective):
+    """The claims with a verdict, as a list: `holds`, `partly`, `does not hold` or `not tested`."""
+
+    required_arguments = 1
+    final_argument_whitespace = True
+
+    def run(self):
+        verdict, lines = self.arguments[0], []
+        self.env.note_dependency(str(claims.file()))
+        for claim, entry in claims.declared().items():
+            chapter = entry["chapter"]
+            said = record(self.env, chapter) or {"claims": {}}
+            found = said["claims"].get(claim, {"verdict": "not tested"})
+            if found["verdict"] == verdict:
+                statement = " ".join(entry["statement"].split())
+                lines.append(f"- {statement} [{claim}]({chapter}.ipynb)")
+        holder = nodes.Element()
+        text = StringList(lines or ["None."], source=self.env.docname)
+        self.state.nested_parse(text, self.content_offset, holder)
+        return holder.children
+
+
 def without_thebe(app, pagename, templatename, context, doctree):
     """Drop the scripts of sphinx-thebe, which Jupyter Book adds even when it is off: they name a CDN, twice."""
     context["script_files"] = [
@@ -131,6 +156,7 @@ def setup(app):
     app.connect("html-page-context", without_thebe, priority=999)
     app.add_role("result", ResultRole())
     app.add_directive("chapter-figure", ChapterFigure)
+    app.add_directive("claims", Claims)
     app.add_directive("simulator", Simulator)
     return {
         "version": "1",

@@ -579,11 +579,16 @@ def test_compiled_training_is_the_same():
     np.testing.assert_allclose(compiled.angular_update, plain.angular_update, rtol=1e-6)
 
 
-def test_adamw_is_rescaled_by_c_and_1_over_c():
+def test_adamw_is_rescaled_by_c_and_1_over_c(tmp_path):
+    rng = np.random.default_rng(0)  # no constant feature: a gradient that is all rounding would be normalized, too
+    arrays = {f"x_{part}": rng.normal(size=(256, 12)) for part in ("train", "test")}
+    labels = {f"y_{part}": np.arange(256) % 4 for part in ("train", "test")}
+    np.savez(tmp_path / "features.npz", **arrays, **labels)
     settings = [(0.01, 0.1, 1.0)]
     settings += [(*map(float, theory.rescaled_adamw(0.01, 0.1, c)), c) for c in (0.1, 10.0)]
     runs = [Run(lr=lr, weight_decay=wd, init_scale=c, adam_eps=0) for lr, wd, c in settings]
-    setup = Setup(optimizer="adamw", dtype="float64", bn_eps=0, width=16, steps=40)
+    data = str(tmp_path / "features.npz")
+    setup = Setup(dataset=data, optimizer="adamw", dtype="float64", bn_eps=0, width=16, steps=40)
     out = train(setup, runs, Record(evaluate_every=None), progress=False)
     for scaled, (_, _, c) in zip(out.transpose("run", ...).train_loss[1:], settings[1:], strict=True):
         np.testing.assert_allclose(scaled, out.train_loss[0], rtol=1e-9, err_msg=f"c = {c}")
