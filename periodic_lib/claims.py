@@ -294,7 +294,7 @@ def scorecard(records: Mapping[str, dict]) -> str:
 
 
 def _row(claim: str, entry: Mapping, found: Mapping) -> list[str]:
-    at_scale = found.get("paper_scale", "not run")
+    at_scale = found["paper_scale"]
     return [
         f"[{claim}]({entry['chapter']}.ipynb): {entry['statement'].strip()} *Setting: {entry['setting'].strip()}. "
         f"Rule: {entry['rule'].strip()}.*",

@@ -107,7 +107,7 @@ def find_periods(
     [100, 100]
     """
     if isinstance(weight_norm, xr.Dataset):
-        return _per_run(weight_norm, find_periods, **thresholds)
+        return _per_run(weight_norm, find_periods, also=("eff_grad_norm",), **thresholds)
     norm, loss, steps = _checked(weight_norm, train_loss, steps)
     kicks = find_destabilizations(norm, loss, steps, **thresholds)
     rows = []
@@ -317,13 +317,13 @@ def _paid(results: xr.Dataset) -> xr.DataArray:
         return 1 + 2 * np.log(norm.isel(step=-1, drop=True) / norm.isel(step=0, drop=True)) / decay
 
 
-def _per_run(results: xr.Dataset, find, **thresholds) -> pd.DataFrame:
+def _per_run(results: xr.Dataset, find, also: tuple[str, ...] = (), **thresholds) -> pd.DataFrame:
+    """Return what `find` finds in every run; `also` names variables that it takes by keyword where they are there."""
     tables = []
     for run in results.run.values:
         one = results.sel(run=run)
-        if find is find_periods:
-            thresholds["eff_grad_norm"] = one.eff_grad_norm.values if "eff_grad_norm" in one else None
-        table = find(one.weight_norm.values, one.train_loss.values, one.step.values, **thresholds)
+        more = {name: one[name].values for name in also if name in one}
+        table = find(one.weight_norm.values, one.train_loss.values, one.step.values, **more, **thresholds)
         tables.append(table.assign(run=run))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["run"])
 

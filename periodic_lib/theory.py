@@ -310,10 +310,7 @@ def jump_not_before(
     a, lr, low = _decay(lr, weight_decay), np.asarray(lr, float), np.asarray(low, float)
     start = np.asarray(weight_norm, float) ** 4
     possible = jump_norm(lr, weight_decay, high, delta) ** 4
-    floor = 2 * np.square(a * lr * low) / (1 - a**4)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        steps = np.log((start - floor) / (possible - floor)) / (-4 * np.log(a))
-    return np.where(start <= possible, 0.0, np.where(possible <= floor, np.inf, steps))[()]
+    return _passage_steps(a, start, possible, floor=2 * np.square(a * lr * low) / (1 - a**4))
 
 
 def never_jump_ratio(lr: ArrayLike, weight_decay: ArrayLike, delta: ArrayLike) -> Array:
@@ -349,6 +346,11 @@ def unstable_by(
     a, lr = _decay(lr, weight_decay), np.asarray(lr, float)
     start, target = np.asarray(weight_norm, float) ** 4, np.square(lr / (a * np.asarray(edge, float)))
     floor = (2 + jump_tangent(delta) ** 2) * np.square(a * lr * np.asarray(quiet_gradient, float)) / (1 - a**4)
+    return _passage_steps(a, start, target, floor)
+
+
+def _passage_steps(a: Array, start: Array, target: Array, floor: Array) -> Array:
+    """Return the steps in which rho^4, relaxing by a^4 a step towards `floor`, comes from `start` down to `target`."""
     with np.errstate(divide="ignore", invalid="ignore"):
         steps = np.log((start - floor) / (target - floor)) / (-4 * np.log(a))
     return np.where(start <= target, 0.0, np.where(target <= floor, np.inf, steps))[()]

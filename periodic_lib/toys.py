@@ -97,6 +97,12 @@ def random_numbers(seed: ArrayLike, stream: int, counter: ArrayLike) -> NDArray[
         return mix(start + np.asarray(counter, np.uint32) * np.uint32(0x9E3779B9)) / 2.0**32
 
 
+def _on_sphere(height: np.ndarray, azimuth: np.ndarray) -> np.ndarray:
+    """Return the unit vectors (..., 3) with these first components, at these angles around the first axis."""
+    radius = np.sqrt(1 - height * height)
+    return np.stack([height, radius * np.cos(azimuth), radius * np.sin(azimuth)], axis=-1)
+
+
 def _log_loss(w: np.ndarray, x: np.ndarray, gain: float) -> tuple[float, np.ndarray]:
     """Return the logarithm of toy B's loss at w and its gradient (the loss's own is tiny where the loss is)."""
     size = np.linalg.norm(w)
@@ -184,8 +190,7 @@ class SphereToy:
         seed = column["seed"][:, None]
         u, v = (random_numbers(seed, POINT_STREAM, 2 * number_of + k) for k in (0, 1))  # (runs, points)
         height = column["margin"][:, None] + (1 - column["margin"][:, None]) * u
-        radius, azimuth = np.sqrt(1 - height * height), 2 * np.pi * v
-        x = np.stack([height, radius * np.cos(azimuth), radius * np.sin(azimuth)], axis=-1)
+        x = _on_sphere(height, 2 * np.pi * v)
         wrong = number_of < np.round(column["flipped"][:, None] * self.points)
         return np.where(wrong[..., None], -x, x)
 
@@ -194,8 +199,7 @@ class SphereToy:
         """The initial weights, uniform on the sphere of the starting norm, shape (runs, 3)."""
         seed = self._columns["seed"]
         height = 2 * random_numbers(seed, START_STREAM, 0) - 1
-        radius, azimuth = np.sqrt(1 - height * height), 2 * np.pi * random_numbers(seed, START_STREAM, 1)
-        u = np.stack([height, radius * np.cos(azimuth), radius * np.sin(azimuth)], axis=-1)
+        u = _on_sphere(height, 2 * np.pi * random_numbers(seed, START_STREAM, 1))
         return u * np.sqrt(self.learning_rate / self.elr_start)[:, None]
 
     def batches(self, step: int) -> np.ndarray:
