@@ -427,13 +427,9 @@ def shift_and_flip(pictures: torch.Tensor, drawn: torch.Tensor, black: torch.Ten
     padded[..., MAX_SHIFT : MAX_SHIFT + height, MAX_SHIFT : MAX_SHIFT + width] = pictures
 
     top, left, flip = drawn[..., None]  # (runs, batch, 1) each
-    run, example, channel, row, column = (torch.arange(size, device=pictures.device) for size in pictures.shape)
+    row, column = (torch.arange(size, device=pictures.device) for size in (height, width))
     rows = top + row  # (runs, batch, height)
     columns = left + torch.where(flip == 1, column.flip(0), column)  # (runs, batch, width)
-    return padded[
-        run[:, None, None, None, None],
-        example[:, None, None, None],
-        channel[:, None, None],
-        rows[:, :, None, :, None],
-        columns[:, :, None, None, :],
-    ]
+    pixel = rows[..., :, None] * padded_size[1] + columns[..., None, :]  # (runs, batch, height, width)
+    pixel = pixel.flatten(2).unsqueeze(2).expand(runs, batch, channels, -1)  # (..., height * width)
+    return padded.flatten(3).gather(3, pixel).view(pictures.shape)

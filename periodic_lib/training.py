@@ -251,7 +251,12 @@ class Stack:
 
     def loss(self, weights: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """Return the mini-batch losses (runs,) at `weights` (runs, weights) on the examples `index` (runs, batch)."""
-        return self._mean_loss(weights, self.data.x_train[index], self.data.y_train[index], self.fixed)
+        return self._mean_loss(weights, *self._examples(index), self.fixed)
+
+    def _examples(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return pictures (runs, batch, channels, height, width) and labels (runs, batch) of the examples `index`."""
+        x = self.data.x_train.index_select(0, index.flatten())  # whole rows: three times as fast as x_train[index]
+        return x.unflatten(0, index.shape), self.data.y_train[index]
 
     def _mean_loss(self, weights, x, labels, fixed) -> torch.Tensor:
         with self._arithmetic():
@@ -271,7 +276,7 @@ class Stack:
         Returns `STEP_METRICS` (metrics, runs), or the loss alone, (1, runs); then for each part `PART_METRICS`
         (metrics, runs, parts).
         """
-        x, labels = self.data.x_train[index], self.data.y_train[index]  # (runs, batch, c, h, w), (runs, batch)
+        x, labels = self._examples(index)
         if self.setup.augment:
             x = datasets.augment(x, self.seeds, self.steps_done, self.data.black)
         factor = self._one if self._constant else self._factor()
@@ -309,7 +314,7 @@ class Stack:
             measured = loss[None].clone() if parts is None else torch.stack([loss, rho, metrics.norm(g), turn])
             measured.masked_fill_(self.alive.logical_not().T, torch.nan)
             pieces = tuple(self._of_parts(part, w, g, moved) for part in parts or ())
-            torch.where(self.alive, new, self.weights, out=self.weights)
+            self._accept(new)
             self._project()
         return measured, *pieces
 
@@ -341,6 +346,13 @@ class Stack:
             finite &= torch.isfinite(metrics.norm(new[:, self.n_invariant :]))
         self.alive.logical_and_(finite.unsqueeze(1))
         self.steps_alive.add_(self.alive.squeeze(1))
+
+    def _accept(self, new: torch.Tensor) -> None:
+        """Give the runs that are alive their new weights."""
+        if self.alive.is_cpu and self.alive.all():  # elsewhere the question would wait for the device
+            self.weights.copy_(new)
+        else:
+            torch.where(self.alive, new, self.weights, out=self.weights)
 
     def _of_parts(self, part: str, w, g, new) -> torch.Tensor:
         """Return `PART_METRICS` of every layer or neuron, (metrics, runs, parts)."""
