@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,6 +84,12 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # compiled where 
         return super().construct_mapping(node, deep)
 
 
+@lru_cache(maxsize=8)
+def _parsed(text: str) -> object:
+    """Return what a YAML text says; not to be changed, as everybody who reads the same text gets the same object."""
+    return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+
+
 def read_yaml(path: Path) -> dict:
     """Return the mapping in a YAML file.
 
@@ -92,7 +98,7 @@ def read_yaml(path: Path) -> dict:
     ConfigError : naming the file and the line, if it cannot be read or is no mapping.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
+        content = _parsed(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {error}.") from error
     except yaml.YAMLError as error:

@@ -54,7 +54,9 @@ def test_every_picture_says_what_is_seen(page):
 
 @pytest.mark.parametrize("page", CONTENT, ids=lambda page: page.stem)
 def test_no_output_is_an_error_or_a_leftover(page):
-    text = soup(page).get_text()
+    content = soup(page)
+    assert not content.select(".output.text_plain"), "a cell ends with a value that is no output for readers"
+    text = content.get_text()
     assert "Traceback" not in text
     assert "{result}" not in text
     assert "step/s" not in text
