@@ -194,7 +194,8 @@ def classify_regime(results: xr.Dataset, *, chance_loss: float = np.log(10)) -> 
     "convergence": none of these; the norm shrinks (or stands still, without weight decay) and the loss falls, so far.
 
     Periods become shorter and shallower as lr * weight_decay grows, without a gap before equilibrium: one half is
-    where we cut. On runs labelled by eye it agrees with the eye (tests/labelled).
+    where we cut. On runs labelled by eye it agrees with the eye (tests/labelled), except where a network cannot lower
+    its loss far: then no break raises it by the factor that counts, and what the eye calls periods is "equilibrium".
     """
     second_half = results.isel(step=slice(results.sizes["step"] // 2, None))
     loss = second_half.train_loss

@@ -55,18 +55,22 @@ def test_the_classifier_agrees_with_the_eye(labels):
     decided = labels[labels.or_else == ""]
     confusion = pd.crosstab(labels.label, labels.found).to_string()
     assert agreement(decided) > 0.95, confusion
-    assert agreement(labels) > 0.93, confusion  # with the undecided ones, by their first reading
+    either = (labels.found == labels.label) | (labels.found == labels.or_else)
+    assert either.mean() > 0.95, confusion  # the undecided ones, too, by either of their readings
 
 
 def test_it_agrees_on_seeds_that_no_definition_was_fitted_to(labels):
     decided = labels[(labels.group == "held out") & (labels.or_else == "")]
-    assert agreement(decided) > 0.9
+    on_the_map = decided[decided.what == "digits, perceptron"]
+    assert len(on_the_map) >= 60
+    assert agreement(on_the_map) > 0.95
+    assert agreement(decided) > 0.9  # also where the loss cannot fall far, which is where it disagrees
 
 
 def test_undecided_runs_are_periods_against_something_else_and_few(labels):
     undecided = labels[labels.or_else != ""]
     assert len(undecided) < 0.1 * len(labels)
-    assert (undecided.label == "periodic").all()
+    assert ((undecided.label == "periodic") | (undecided.or_else == "periodic")).all()
 
 
 def test_what_the_eye_calls_converged_or_diverged_is_never_missed(labels):
