@@ -17,16 +17,17 @@ setup: ## make or repair the environment in .venv (quick when nothing changed)
 book: setup ## execute every chapter that is out of date, render the book, print the page to open
 	@$(bin)/periodic book --profile $(PROFILE)
 
+test: export OMP_NUM_THREADS = 1 # a process a core, a thread a process
 test: setup ## run all tests, then execute every chapter at smoke scale and again by nbval
-	@$(pytest) --ignore tests/html --cov --cov-report=term --cov-fail-under=90
+	@$(pytest) -n auto --dist worksteal --ignore tests/html --cov --cov-report=term --cov-fail-under=90
 	@echo "chapters at smoke scale, by papermill"
 	@rm -rf build/smoke build/nbval && mkdir -p build/nbval
 	@PERIODIC_CACHE=$(CURDIR)/build/smoke/cache $(bin)/periodic book --no-render --profile smoke
 	@echo "the same again by nbval, trained anew: are the numbers the same?"
 	@PERIODIC_CACHE=$(CURDIR)/build/nbval/cache PERIODIC_RECORDS=$(CURDIR)/build/nbval/records \
-		PERIODIC_PROGRESS=$(CURDIR)/build/nbval/progress MPLBACKEND=agg $(pytest) -x -c tests/notebooks/nbval.ini --nbval \
-		--nbval-current-env --nbval-cell-timeout 120 --nbval-sanitize-with tests/notebooks/nbval_sanitize.cfg \
-		build/smoke/chapters
+		PERIODIC_PROGRESS=$(CURDIR)/build/nbval/progress MPLBACKEND=agg $(pytest) -n auto --dist loadfile -x \
+		-c tests/notebooks/nbval.ini --nbval --nbval-current-env --nbval-cell-timeout 120 \
+		--nbval-sanitize-with tests/notebooks/nbval_sanitize.cfg build/smoke/chapters
 
 check: setup ## check the rendered pages (after make book)
 	@$(pytest) tests/html
