@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-DATASETS = ("digits", "cifar10", "cifar100", "fashion_mnist")
+DATASETS = ("digits", "breast_cancer", "cifar10", "cifar100", "fashion_mnist")
 NETWORKS = ("mlp", "convnet", "resnet18", "transformer")
 OPTIMIZERS = ("sgd", "nesterov", "adam", "adamw")
 SCHEDULES = ("constant", "step", "linear", "cosine", "constant_elr")
@@ -116,7 +116,8 @@ class Setup(_Checked):
     Parameters
     ----------
     dataset : "digits" (scikit-learn's 1,797 pictures of 8 x 8 pixels, 1,437 for training, 360 for testing),
-        "cifar10", "cifar100", "fashion_mnist" (through torchvision), or the path of your own `.npz` file
+        "breast_cancer" (its 569 rows of 30 features in two classes, 455 for training, 114 for testing), "cifar10",
+        "cifar100", "fashion_mnist" (through torchvision), or the path of your own `.npz` file
         (`periodic_lib.datasets` says what it must hold).
     network : "mlp", "convnet", "resnet18" or "transformer" (`periodic_lib.networks`).
     width : units of a hidden layer, channels of the first block, or size of a token.

@@ -1,7 +1,7 @@
 """Data sets as tensors on the device, the order in which each run sees its examples, and their augmentation.
 
-Sources (`Setup.dataset`): the embedded digits; torchvision's CIFAR-10, CIFAR-100 and Fashion-MNIST; your own file
-`name.npz` with exactly these arrays:
+Sources (`Setup.dataset`): the embedded digits and breast-cancer measurements; torchvision's CIFAR-10, CIFAR-100 and
+Fashion-MNIST; your own file `name.npz` with exactly these arrays:
 
 - `x_train`, `x_test`: pictures (n, height, width) or (n, height, width, channels) with 1 or 3 channels, or features
   (n, d), which become pictures of 1 x d pixels. uint8 (0 to 255) is divided by 255; floats are taken as they are.
@@ -31,8 +31,8 @@ import torch
 
 from periodic_lib.config import ConfigError, Setup, known_names, root
 
-DIGITS_TEST_SIZE = 360
-DIGITS_SPLIT_SEED = 0
+DIGITS_TEST_SIZE, BREAST_CANCER_TEST_SIZE = 360, 114
+SPLIT_SEED = 0  # of the embedded data
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # of pixels from 0 to 1
 MAX_SHIFT = 4  # pixels, up, down, left or right
 SUBSET, NOISE, AUGMENT = 1, 2, 7  # so that draws for different purposes with one seed are independent
@@ -185,8 +185,8 @@ def _standardized(pictures: np.ndarray, mean: np.ndarray, std: np.ndarray, dtype
 
 
 def _arrays(dataset: str) -> _Arrays:
-    if dataset == "digits":
-        return _digits()
+    if dataset in EMBEDDED:
+        return EMBEDDED[dataset]()
     if dataset in TORCHVISION:
         folder = os.environ.get("PERIODIC_DATA") or root() / "data" / "downloads"
         return _torchvision(dataset, Path(folder).expanduser().resolve())
@@ -200,13 +200,31 @@ def _arrays(dataset: str) -> _Arrays:
 def _digits() -> _Arrays:
     """scikit-learn's digits (its copy of the UCI test set), 1,437 + 360, stratified; float64 from 0 to 16."""
     from sklearn.datasets import load_digits
+
+    return _split(*load_digits(return_X_y=True), DIGITS_TEST_SIZE, (1, 8, 8))
+
+
+@cache
+def _breast_cancer() -> _Arrays:
+    """scikit-learn's breast-cancer measurements, 455 + 114, stratified; features standardized one by one."""
+    from sklearn.datasets import load_breast_cancer
+    from sklearn.preprocessing import StandardScaler
+
+    arrays = _split(*load_breast_cancer(return_X_y=True), BREAST_CANCER_TEST_SIZE, (30,))
+    scaler = StandardScaler().fit(arrays.x_train)  # areas are 10,000 times as large as fractal dimensions
+    train, test = (scaler.transform(x).reshape(-1, 1, 1, 30) for x in (arrays.x_train, arrays.x_test))
+    return arrays._replace(x_train=train, x_test=test)
+
+
+def _split(x: np.ndarray, y: np.ndarray, test_size: int, shape: tuple[int, ...]) -> _Arrays:
+    """Return examples in a fixed split, stratified by class, each in `shape`."""
     from sklearn.model_selection import train_test_split
 
-    pictures, digits = load_digits(return_X_y=True)
-    x_train, x_test, y_train, y_test = train_test_split(
-        pictures, digits, test_size=DIGITS_TEST_SIZE, random_state=DIGITS_SPLIT_SEED, stratify=digits
-    )
-    return _Arrays(x_train.reshape(-1, 1, 8, 8), y_train, x_test.reshape(-1, 1, 8, 8), y_test)
+    x_train, x_test, y_train, y_test = train_test_split(x, y, test_size=test_size, random_state=SPLIT_SEED, stratify=y)
+    return _Arrays(x_train.reshape(-1, *shape), y_train, x_test.reshape(-1, *shape), y_test)
+
+
+EMBEDDED = {"digits": _digits, "breast_cancer": _breast_cancer}
 
 
 @cache

@@ -15,6 +15,24 @@ from periodic_lib.config import ConfigError, Setup
 from periodic_lib.datasets import BatchOrder
 
 
+def test_breast_cancer_has_the_stated_split_and_scale():
+    data = datasets.load(Setup(dataset="breast_cancer", dtype="float64"))
+    assert (data.shape, data.classes) == ((1, 1, 30), 2)
+    assert (len(data.x_train), len(data.x_test)) == (455, 114)
+    features = data.x_train[:, 0, 0]
+    assert features.mean(dim=0).abs().max() < 1e-12
+    assert (features.std(dim=0, correction=0) - 1).abs().max() < 1e-12
+    parts = [labels.double().mean() for labels in (data.y_train, data.y_test)]
+    assert abs(parts[0] - parts[1]) < 0.01
+    rows = np.concatenate([data.x_train, data.x_test])[:, 0, 0]
+    assert len(np.unique(rows, axis=0)) == 569  # no row is in both parts
+
+
+def test_features_are_not_augmented():
+    with pytest.raises(ConfigError, match="`augment` needs pictures; 'breast_cancer' holds features"):
+        datasets.load(Setup(dataset="breast_cancer", augment=True))
+
+
 def test_digits_have_the_stated_split_and_scale():
     data = datasets.load(Setup(dtype="float64"))
     assert data.x_train.shape == (1437, 1, 8, 8)
