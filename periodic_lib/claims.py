@@ -321,4 +321,6 @@ A verdict follows from its rule alone: *holds* if every seed (or run) meets the 
 *partly* otherwise. Rules are fixed in advance, in `data/claims/claims.yml`; a claim that fails is shown as failed. The
 verdicts stand in that file, too: a build that measures another verdict stops and says so. What was measured at the
 paper's scale is added where a result is kept; so far everything here was measured at the `classroom` scale.
+Numbers in brackets, "(1 to 3)", are the lowest and the highest over seeds or runs, with the median before them; for
+means, and for shares of runs told rightly, they are the 95 % interval.
 {sections}"""
