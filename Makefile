@@ -37,7 +37,7 @@ lint: setup ## check code and notebooks with ruff
 	@$(bin)/ruff format --check .
 
 bench: setup ## measure speed against plain PyTorch (writes data/benchmarks/)
-	@$(bin)/periodic bench
+	@$(bin)/python tests/benchmarks/bench.py
 
 clean: ## remove everything that make made, except the environment and trained results
 	rm -rf build .pytest_cache .ruff_cache .coverage .coverage.*

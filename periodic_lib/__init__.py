@@ -9,7 +9,8 @@ Importing has no effect and is quick: PyTorch is loaded at the first use of a na
 
 import importlib
 
-from periodic_lib.config import ConfigError, Record, Run, Setup, grid
+from periodic_lib.config import Record, Run, Setup, grid
+from periodic_lib.project import ConfigError
 
 __version__ = "0.1.0"
 
@@ -18,10 +19,15 @@ _LAZY = {  # public name -> module that defines it
     "run_experiment": "experiments",
     "find_periods": "periods",
     "find_destabilizations": "periods",
-    "find_minima": "periods",
+    "find_minima": "minima",
     "label_phases": "periods",
-    "classify_regime": "periods",
-    "Chapter": "claims",
+    "classify_regime": "regimes",
+    "summarize": "regimes",
+    "Chapter": "chapters",
+    "late": "periods",
+    "count_by_run": "periods",
+    "spread": "spreads",
+    "interval": "spreads",
     "use_style": "plots",
 }
 __all__ = ["ConfigError", "Record", "Run", "Setup", "grid", *_LAZY]

@@ -1,35 +1,35 @@
-"""What a chapter says with numbers: checked claims, published numbers, figures with a description.
+"""Claims: what is declared in data/claims/claims.yml, beside what the chapters measured.
 
-A `Chapter` writes them to one JSON file as it goes; the book's scorecard, the `{result}` role and the figures on other
-pages read that file. What is claimed is declared once, in data/claims/claims.yml; a chapter only supplies what it
-measured. The verdict that a reader last acknowledged stands there, too: a build that measures another one fails.
+A claim is declared once, with its rule and the rule's numbers; a chapter only supplies what it
+measured (`periodic_lib.chapters`), in one JSON file, its record. The verdict that a reader last
+acknowledged is declared, too, so that a build that measures another one can say so.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from periodic_lib.config import ConfigError, known_names, one_of, root
+from periodic_lib.config import known_names, number, one_of
+from periodic_lib.project import ConfigError, folder, read_yaml, root, write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
-    import xarray as xr
-    from matplotlib.figure import Figure
 
 VERDICTS = ("holds", "partly", "does not hold", "not tested")
 TOPICS = ("mechanism", "conditions", "presumptions", "practice")
-CLAIM_KEYS = ("chapter", "topic", "statement", "source", "setting", "paper_value", "rule", "verdict")
+CLAIM_KEYS = (
+    "chapter", "topic", "statement", "source", "setting", "paper_value", "rule", "verdict",
+)  # fmt: skip
+LIMITS = "limits"  # optional key: name -> number of the rule, which quotes it as {name}
+STABILITY_COLUMNS = ("claim", "shift", "verdict")
+NOT_TESTED = {"verdict": "not tested", "outcomes": {}, "measured": "", "paper_scale": "not run"}
 
 
-def records_folder() -> Path:
-    """Return where chapters write what they say: $PERIODIC_RECORDS, else build/interactive (notebooks run by hand)."""
-    return Path(os.environ.get("PERIODIC_RECORDS") or root() / "build" / "interactive")
+# ---------------------------------------------------------------- what is declared
 
 
 def file() -> Path:
@@ -38,23 +38,71 @@ def file() -> Path:
 
 
 def declared() -> dict[str, dict]:
-    """Return every declared claim: id -> chapter, topic, statement, source, setting, paper_value, rule, verdict."""
-    from periodic_lib.experiments import read_yaml
+    """Return every declared claim: id -> `CLAIM_KEYS` and `limits`; its rule quotes their numbers.
 
-    path = file()
-    entries = read_yaml(path)
-    for claim, entry in entries.items():
-        known_names(f"key of claim {claim!r} in {path.name}", entry, CLAIM_KEYS)
-        missing = [key for key in CLAIM_KEYS if key not in entry]
-        if missing:
-            raise ConfigError(f"{path}: claim {claim!r} must have {', '.join(CLAIM_KEYS)}; {missing} missing.")
-        one_of(f"topic of claim {claim}", entry["topic"], TOPICS)
-        one_of(f"verdict of claim {claim}", entry["verdict"], VERDICTS)
-    return entries
+    Raises
+    ------
+    ConfigError : if a claim lacks a key or has an unknown one, for an unknown topic or verdict, for
+        a limit that is no number, or for a rule that quotes a limit that is not there.
+    """
+    return {claim: _checked_entry(claim, entry) for claim, entry in read_yaml(file()).items()}
+
+
+def _checked_entry(claim: str, entry: Mapping) -> dict:
+    if not isinstance(entry, Mapping):
+        raise ConfigError(f"{file()}: claim {claim!r} must be a mapping; got {entry!r}.")
+    known_names(f"key of claim {claim!r} in {file().name}", entry, (*CLAIM_KEYS, LIMITS))
+    missing = [key for key in CLAIM_KEYS if key not in entry]
+    if missing:
+        keys = ", ".join(CLAIM_KEYS)
+        raise ConfigError(f"{file()}: claim {claim!r} must have {keys}; {missing} missing.")
+    one_of(f"topic of claim {claim}", entry["topic"], TOPICS)
+    one_of(f"verdict of claim {claim}", entry["verdict"], VERDICTS)
+    limits = _checked_limits(claim, entry.get(LIMITS) or {})
+    return {**entry, LIMITS: limits, "rule": _filled(claim, str(entry["rule"]), limits)}
+
+
+def _checked_limits(claim: str, limits: object) -> dict[str, float]:
+    """Return name -> number: whole numbers as int, others (also text such as 1e-3) as float."""
+    if not isinstance(limits, Mapping) or not all(str(name).isidentifier() for name in limits):
+        raise ConfigError(
+            f"{file()}: `limits` of claim {claim!r} must be a mapping of names, as in Python, to "
+            f"numbers; got {limits!r}."
+        )
+    return {name: _checked_limit(claim, name, value) for name, value in limits.items()}
+
+
+def _checked_limit(claim: str, name: str, value: object) -> float:
+    where, every = f"limit {name} of claim {claim}", float("inf")
+    checked = number(where, value, "a number", low=-every, high=every, low_open=True)
+    return value if isinstance(value, int) else checked
+
+
+def _filled(claim: str, rule: str, limits: Mapping[str, float]) -> str:
+    """Return the rule with the numbers that it quotes, as {name} or {name:.0%}.
+
+    >>> _filled("budget", "growth over decay within {within:.0%} of 1", {"within": 0.1})
+    'growth over decay within 10% of 1'
+    """
+    try:
+        return rule.format_map(limits)
+    except (KeyError, ValueError, IndexError, AttributeError) as error:
+        names = ", ".join(limits) or "none"
+        raise ConfigError(
+            f"{file()}: the rule of claim {claim!r} must quote its limits as {{name}} or "
+            f"{{name:format}}; known: {names}; got {type(error).__name__}: {error}."
+        ) from None
+
+
+# ---------------------------------------------------------------- what was measured
 
 
 def verdict(outcomes: Mapping[str, bool]) -> str:
-    """Return "holds" if every outcome (one per seed or run) is true, "does not hold" if none is, else "partly".
+    """Return "holds" if every outcome is true, "does not hold" if none is, else "partly".
+
+    Raises
+    ------
+    ConfigError : if there is no outcome: there is one per seed or run.
 
     >>> verdict({"seed 0": True, "seed 1": False})
     'partly'
@@ -79,152 +127,49 @@ class Checked:
         return f"{self.claim}: {self.verdict} ({self.true} of {self.of}). {self.measured}"
 
     def _repr_markdown_(self) -> str:
-        return f"Claim *{self.claim}* **{self.verdict}** ({self.true} of {self.of}): {self.measured}."
+        share = f"({self.true} of {self.of})"
+        return f"Claim *{self.claim}* **{self.verdict}** {share}: {self.measured}."
 
 
-class Chapter:
-    """The record of one chapter at one profile.
+def records_folder() -> Path:
+    """Return where chapters write what they say: $PERIODIC_RECORDS, else build/interactive."""
+    return folder("PERIODIC_RECORDS", "build", "interactive")
 
-    Parameters
-    ----------
-    name : the chapter's file name without ending, for example "03_periodic_behavior".
-    profile : at "smoke" a claim is recorded as "not tested": seconds of training cannot decide it.
+
+def record_path(chapter: str) -> Path:
+    """Return the file of what a chapter says."""
+    return records_folder() / f"{chapter}.json"
+
+
+def read_record(path: Path) -> dict:
+    """Return what a chapter said: its numbers, claims and figures.
+
+    Raises
+    ------
+    ConfigError : if the file cannot be read, or is no record.
     """
-
-    def __init__(self, name: str, profile: str):
-        self.name, self.profile = name, profile
-        self._content = {"chapter": name, "profile": profile, "numbers": {}, "claims": {}, "figures": {}}
-        self._write()
-
-    def publish(self, **numbers: float | int | str) -> None:
-        """Make numbers available to the text of every page as {result}`<chapter>.<name>:<format>`."""
-        for name, value in numbers.items():
-            plain = value.item() if hasattr(value, "item") else value
-            if not isinstance(plain, float | int | str):
-                raise ConfigError(f"`{name}` must be one number or text; got {type(value).__name__}.")
-            self._content["numbers"][name] = plain
-        self._write()
-
-    def check(self, claim: str, outcomes: Mapping[str, bool], measured: str, paper_scale: str = "not run") -> Checked:
-        """Record what was measured on a declared claim; return it with its verdict.
-
-        Parameters
-        ----------
-        claim : id in data/claims/claims.yml.
-        outcomes : whether the claim's rule is met, one entry per seed or run.
-        measured : the numbers behind it, with their spread over seeds, in a few words.
-        paper_scale : the same at the paper's scale, where a result is kept.
-        """
-        entries = declared()
-        known_names("claim", [claim], tuple(entries))
-        if entries[claim]["chapter"] != self.name:
-            raise ConfigError(f"claim {claim!r} belongs to chapter {entries[claim]['chapter']!r}; got {self.name!r}.")
-        plain = {str(label): bool(value) for label, value in outcomes.items()}
-        result = "not tested" if self.profile == "smoke" else verdict(plain)
-        self._content["claims"][claim] = {
-            "verdict": result,
-            "outcomes": plain,
-            "measured": measured,
-            "paper_scale": paper_scale,
-        }
-        self._write()
-        return Checked(claim, result, sum(plain.values()), len(plain), measured)
-
-    def show(self, figure: Figure, name: str, alt: str) -> None:
-        """Display `figure` with a text alternative, and keep both for other pages under `name`."""
-        import io
-
-        from IPython.display import display
-        from matplotlib import pyplot
-
-        if len(alt) < 40:
-            raise ConfigError(
-                f"`alt` must say what is seen, with its numbers, in at least 40 characters; got {alt!r}."
-            )
-        png = io.BytesIO()
-        figure.savefig(png, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None})
-        path = records_folder() / "figures" / f"{self.name}-{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png.getvalue())
-        self._content["figures"][name] = {"file": path.name, "alt": alt}
-        self._write()
-        pyplot.close(figure)
-        display({"image/png": png.getvalue(), "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}})
-
-    @staticmethod
-    def paper_scale(experiment: str) -> xr.Dataset | None:
-        """Return the result at the paper's scale that is kept in git; if there is none, say so and how to make it."""
-        from IPython.display import display
-
-        from periodic_lib import experiments
-
-        dataset = experiments.kept(experiment)
-        if dataset is None:
-            todo = experiments.plan(experiment, "paper")
-            text = (
-                f"**Not run yet at the paper's scale** ({todo.setup.network}, {todo.setup.dataset}, "
-                f"{len(todo.runs)} runs of {todo.setup.steps:,} steps). On a machine with a GPU: "
-                f"`periodic run {experiment} --profile paper --budget 1500 --keep`; the same command goes on where "
-                "the time was used up, and the next build of this page shows the result."
-            )
-            display({"text/markdown": text, "text/plain": text}, raw=True)
-        return dataset
-
-    @staticmethod
-    def tabulate(table: pd.DataFrame) -> None:
-        """Display `table` without its index."""
-        from IPython.display import display
-
-        display({"text/html": table.to_html(index=False, border=0), "text/plain": table.to_string()}, raw=True)
-
-    def _write(self) -> None:
-        path = records_folder() / f"{self.name}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(self._content, indent=1), encoding="utf-8")
-        os.replace(partial, path)
-
-
-def spread(values: Iterable[float], form: str = ".2g") -> str:
-    """Return "median (lowest to highest)" of values over seeds; "-" if one of them is missing.
-
-    >>> spread([3, 1, 2]), spread([1, float("nan")])
-    ('2 (1 to 3)', '-')
-    """
-    ordered = sorted(map(float, values))
-    if any(value != value for value in ordered) or not ordered:
-        return "-"
-    middle = statistics.median(ordered)
-    return f"{middle:{form}} ({ordered[0]:{form}} to {ordered[-1]:{form}})"
-
-
-def interval(values: Iterable[float], level: float = 0.95) -> tuple[float, float, float]:
-    """Return mean and confidence interval of the mean (Student's t), (mean, low, high), of values over seeds.
-
-    For a comparison on the same seeds, pass the differences. The ends are nan for fewer than two values.
-
-    >>> [round(end, 3) for end in interval([1, 2, 3])]
-    [2.0, -0.484, 4.484]
-    """
-    from scipy.special import stdtrit
-
-    values = list(map(float, values))
-    if not values:
-        return (float("nan"),) * 3
-    mean, n = statistics.fmean(values), len(values)
-    if n < 2:
-        return mean, float("nan"), float("nan")
-    half = float(stdtrit(n - 1, (1 + level) / 2)) * statistics.stdev(values) / n**0.5
-    return mean, mean - half, mean + half
+    again = f"Execute the chapter again: `periodic book {path.stem} --force`."
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}). {again}") from error
+    if not isinstance(record, dict) or not {"numbers", "claims", "figures"} <= set(record):
+        raise ConfigError(f"{path} is no record of a chapter. {again}")
+    return record
 
 
 def read_records(folder: Path) -> dict[str, dict]:
-    """Return what the chapters said: chapter -> numbers, claims, figures."""
-    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+    """Return what the chapters said: chapter -> numbers, claims, figures.
+
+    Raises
+    ------
+    ConfigError : if a file cannot be read, or is no record.
+    """
+    return {path.stem: read_record(path) for path in sorted(folder.glob("*.json"))}
 
 
 def checked(records: Mapping[str, dict]) -> dict[str, dict]:
-    """Return for every declared claim what its chapter found: verdict, outcomes, measured, paper_scale.
+    """Return what was found on every claim: verdict, outcomes, measured, paper_scale.
 
     Raises
     ------
@@ -234,34 +179,43 @@ def checked(records: Mapping[str, dict]) -> dict[str, dict]:
     for claim, entry in declared().items():
         record = records.get(entry["chapter"])
         if record is not None and claim not in record["claims"]:
-            raise ConfigError(f"chapter {entry['chapter']!r} ran but did not check its claim {claim!r}.")
+            chapter = entry["chapter"]
+            raise ConfigError(f"chapter {chapter!r} ran but did not check its claim {claim!r}.")
         found[claim] = record["claims"][claim] if record else NOT_TESTED
     return found
 
 
-NOT_TESTED = {"verdict": "not tested", "outcomes": {}, "measured": "", "paper_scale": "not run"}
+def differs(entry: Mapping, found: Mapping) -> bool:
+    """Whether a claim was tested and its measured verdict is not the acknowledged one."""
+    return found["verdict"] not in ("not tested", entry["verdict"])
 
 
 def changed(records: Mapping[str, dict]) -> list[str]:
     """Return a line for every claim whose measured verdict is not the acknowledged one."""
-    acknowledged = declared()
+    entries = declared()
     return [
         f"claim {claim!r}: measured {found['verdict']!r} ({found['measured']}), acknowledged "
-        f"{acknowledged[claim]['verdict']!r}. If that is right, change its `verdict` in data/claims/claims.yml."
+        f"{entries[claim]['verdict']!r}. If that is right, change its `verdict` in {file().name}."
         for claim, found in checked(records).items()
-        if found["verdict"] not in ("not tested", acknowledged[claim]["verdict"])
+        if differs(entries[claim], found)
     ]
 
 
+def share(found: Mapping) -> str:
+    """Return how many outcomes of a claim were true, as "k of n"."""
+    outcomes = found["outcomes"].values()
+    return f"{sum(outcomes)} of {len(outcomes)}"
+
+
 def table(records: Mapping[str, dict]) -> list[dict[str, str]]:
-    """Return the scorecard as rows of text: claim, topic, chapter, verdict, acknowledged, measured."""
+    """Return one row of text per claim: claim, topic, chapter, verdict, acknowledged, measured."""
     entries = declared()
     return [
         {
             "claim": claim,
             "topic": entries[claim]["topic"],
             "chapter": entries[claim]["chapter"],
-            "verdict": f"{found['verdict']} ({_share(found)})",
+            "verdict": f"{found['verdict']} ({share(found)})",
             "acknowledged": entries[claim]["verdict"],
             "measured": found["measured"],
         }
@@ -269,58 +223,85 @@ def table(records: Mapping[str, dict]) -> list[dict[str, str]]:
     ]
 
 
-def _share(found: Mapping) -> str:
-    outcomes = found["outcomes"].values()
-    return f"{sum(outcomes)} of {len(outcomes)}"
+# ---------------------------------------------------------------- under other seeds
 
 
-def scorecard(records: Mapping[str, dict]) -> str:
-    """Return the scorecard page (MyST): one table per topic, one row per declared claim, with what was measured.
+def stability_file() -> Path:
+    """Return where the verdicts under other seeds are kept."""
+    return root() / "data" / "claims" / "stability.csv"
+
+
+def stability() -> pd.DataFrame:
+    """Return the verdicts measured when all seeds were shifted: columns claim, shift, verdict.
+
+    Empty as long as none was kept.
 
     Raises
     ------
-    ConfigError : if a chapter that ran did not check a claim declared for it.
+    ConfigError : if the file is no such table.
     """
-    entries, found = declared(), checked(records)
-    verdicts = [one["verdict"] for one in found.values()]
-    summary = ", ".join(f"{word}: {verdicts.count(word)}" for word in VERDICTS if word in verdicts)
-    sections = []
-    for topic in TOPICS:
-        rows = [_row(claim, entry, found[claim]) for claim, entry in entries.items() if entry["topic"] == topic]
-        if rows:
-            lines = ["* - " + "\n  - ".join(" ".join(cell.split()) for cell in row) for row in [SCORECARD_HEAD, *rows]]
-            sections.append(SCORECARD_SECTION.format(topic=topic.capitalize(), rows="\n".join(lines)))
-    return SCORECARD_PAGE.format(summary=summary, sections="\n".join(sections))
+    import pandas as pd
+
+    path = stability_file()
+    if not path.exists():
+        return pd.DataFrame(columns=list(STABILITY_COLUMNS))
+    try:
+        found = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {path}: {error}.") from error
+    if tuple(found.columns) != STABILITY_COLUMNS:
+        legal, given = ", ".join(STABILITY_COLUMNS), ", ".join(found.columns)
+        raise ConfigError(f"{path} must have the columns {legal}; got {given}.")
+    return found
 
 
-def _row(claim: str, entry: Mapping, found: Mapping) -> list[str]:
-    at_scale = found["paper_scale"]
-    return [
-        f"[{claim}]({entry['chapter']}.ipynb): {entry['statement'].strip()} *Setting: {entry['setting'].strip()}. "
-        f"Rule: {entry['rule'].strip()}.*",
-        f"{entry['paper_value']} ({entry['source']})",
-        found["measured"] + ("" if at_scale == "not run" else f" At the paper's scale: {at_scale}"),
-        f"**{found['verdict']}** ({_share(found)})",
+def stability_table(records_by_shift: Mapping[int, Mapping[str, dict]]) -> pd.DataFrame:
+    """Return the verdict of every claim by the records made at each shift of the seeds.
+
+    Raises
+    ------
+    ConfigError : if a claim was not tested.
+    """
+    import pandas as pd
+
+    rows = [
+        (claim, shift, found["verdict"])
+        for shift, records in records_by_shift.items()
+        for claim, found in checked(records).items()
     ]
+    missing = [claim for claim, _, word in rows if word == "not tested"]
+    if missing:
+        some = ", ".join(missing[:3])
+        raise ConfigError(
+            f"all claims must have been tested; {len(missing)} were not: {some}. "
+            "Execute their chapters at profile classroom first."
+        )
+    return pd.DataFrame(rows, columns=list(STABILITY_COLUMNS))
 
 
-SCORECARD_HEAD = ["Claim, setting and rule", "Published value", "Measured here", "Verdict"]
-SCORECARD_SECTION = """
-## {topic}
+def save_stability(shift: int, records: Mapping[str, dict]) -> Path:
+    """Write the verdicts measured at one shift of the seeds, in place of its former ones.
 
-```{{list-table}}
-:header-rows: 1
-:widths: 42 20 26 12
-{rows}
-```
-"""
-SCORECARD_PAGE = """# Scorecard
+    Returns the file, data/claims/stability.csv.
 
-Every claim that a chapter tests, with what was measured when this book was built: {summary}.
-A verdict follows from its rule alone: *holds* if every seed (or run) meets the rule, *does not hold* if none does,
-*partly* otherwise. Rules are fixed in advance, in `data/claims/claims.yml`; a claim that fails is shown as failed. The
-verdicts stand in that file, too: a build that measures another verdict stops and says so. What was measured at the
-paper's scale is added where a result is kept; so far everything here was measured at the `classroom` scale.
-Numbers in brackets, "(1 to 3)", are the lowest and the highest over seeds or runs, with the median before them; for
-means, and for shares of runs told rightly, they are the 95 % interval.
-{sections}"""
+    Raises
+    ------
+    ConfigError : if a claim was not tested.
+    """
+    import pandas as pd
+
+    new, kept = stability_table({shift: records}), stability()
+    found = pd.concat([kept[kept["shift"] != shift], new]).sort_values("shift", kind="stable")
+    write_whole(stability_file(), found.to_csv(index=False))
+    return stability_file()
+
+
+def stayed(claims: Iterable[str]) -> dict[str, str]:
+    """Return how often a claim's acknowledged verdict came out under other seeds: "k of n"."""
+    entries, kept = declared(), stability()
+    found = {}
+    for claim in claims:
+        words = kept.loc[kept["claim"] == claim, "verdict"]
+        same = int((words == entries[claim]["verdict"]).sum())
+        found[claim] = f"{same} of {len(words)}" if len(words) else "not measured"
+    return found

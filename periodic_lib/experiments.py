@@ -1,36 +1,50 @@
-"""Experiments, declared once in book/experiments.yml and run from a notebook, the command line or a cluster alike.
+"""Experiments, declared once in book/experiments.yml and run from a notebook, the command line or a
+cluster alike.
 
-experiment -> profile -> setup (shared by the stack) + grid (what differs between runs) + record. A result is loaded
-if it is present and *true*: made with the same settings by the same code. Otherwise it is made, shown as it goes.
-An experiment may `vary` its setup, one value at a time: each value makes an experiment of its own.
+experiment -> profile -> setup (shared by the stack) + grid (what differs between runs) + record. A
+result is loaded if it is present and *true*: made with the same settings by the same code.
+Otherwise it is made, shown as it goes. An experiment may `vary` its setup, one value at a time:
+each value makes an experiment of its own.
 """
 
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
+from filelock import FileLock, Timeout
 
 from periodic_lib import results
-from periodic_lib.config import SEED, ConfigError, Record, Run, Setup, grid, known_names, one_of, root
+from periodic_lib.config import SEED, ConfigError, Record, Run, Setup, grid, known_names, one_of
+from periodic_lib.project import (
+    digest,
+    folder,
+    print_message,
+    read_yaml,
+    root,
+    variable,
+)
+from periodic_lib.sources import own_data_digest
 
 if TYPE_CHECKING:
     import xarray as xr
 
 PROFILES = ("smoke", "classroom", "paper")
-ENTRY_KEYS = ("chapter", "question", "setup", "vary", "grid", "record", "profiles")
+ENTRY_KEYS = ("chapter", "also", "question", "setup", "vary", "grid", "record", "profiles")
 PROFILE_KEYS = ("setup", "vary", "grid", "record", "minutes")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One experiment at one profile, fully resolved and checked: what will be trained and what kept."""
+    """One experiment at one profile, fully resolved and checked: what will be trained and what
+    kept.
+    """
 
     name: str
     profile: str
@@ -45,17 +59,20 @@ class Plan:
     @cached_property
     def settings(self) -> dict:
         """Everything that determines the result, ready for JSON, without the code."""
-        return results.settings_of(self.setup, self.runs, self.record)
+        data = own_data_digest(self.setup.dataset)
+        return results.settings_of(self.setup, self.runs, self.record, data)
 
     @property
     def path(self) -> Path:
-        """The one place of this result; other overrides have another place, so that they never replace it."""
-        suffix = f"-{results.digest(self.settings)[:8]}" if self.overrides else ""
+        """The one place of this result; other overrides have another place, so that they never
+        replace it.
+        """
+        suffix = f"-{digest(self.settings)[:8]}" if self.overrides else ""
         return cache_folder() / self.name / f"{self.profile}{suffix}.nc"
 
-    def why_not(self, dataset: xr.Dataset) -> str | None:
-        """Return why `dataset` is not the result of this plan by the present code; None if it is."""
-        if dataset.attrs.get("settings") != results.digest(self.settings):
+    def stale_reason(self, dataset: xr.Dataset) -> str | None:
+        """Return why `dataset` is not this plan's result by the present code; None if it is."""
+        if dataset.attrs.get("settings") != digest(self.settings):
             return "other settings"
         if dataset.attrs.get("code") != results.code_digest():
             return "the library's training code has changed"
@@ -63,58 +80,21 @@ class Plan:
 
 
 def cache_folder() -> Path:
-    """Return the folder of results made on this machine: $PERIODIC_CACHE, else data/cache (not in git)."""
-    return Path(os.environ.get("PERIODIC_CACHE") or root() / "data" / "cache")
+    """Return the folder of results made on this machine: $PERIODIC_CACHE, else data/cache (not in
+    git).
+    """
+    return folder("PERIODIC_CACHE", "data", "cache")
 
 
 # ---------------------------------------------------------------- reading the declaration
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # compiled where there is LibYAML: ten times faster
-    """YAML in which a name given twice is an error, not a silent choice."""
-
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key_node, _ in node.value:
-            if key_node.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"{key_node.value!r} is given twice", problem_mark=key_node.start_mark
-                )
-            seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
-
-
-@lru_cache(maxsize=8)
-def _parsed(text: str) -> object:
-    """Return what a YAML text says; not to be changed, as everybody who reads the same text gets the same object."""
-    return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
-
-
-def read_yaml(path: Path) -> dict:
-    """Return the mapping in a YAML file.
-
-    Raises
-    ------
-    ConfigError : naming the file and the line, if it cannot be read or is no mapping.
-    """
-    try:
-        content = _parsed(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {error}.") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}" if mark else "unknown line"
-        raise ConfigError(f"{path}, {where}: {getattr(error, 'problem', None) or error}.") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}, line 1: must be a mapping of names to entries; got {type(content).__name__}.")
-    return content
-
-
 def declared() -> dict[str, dict]:
     """Return every declared experiment: name -> entry of book/experiments.yml.
 
-    The entries made by `vary` follow the entry that declares it, under its name and the changed parameter and value,
-    for example `conditions_width_8`; their key `part_of` is (its name, parameter, value).
+    The entries made by `vary` follow the entry that declares it, under its name and the changed
+    parameter and value, for example `conditions_width_8`; their key `part_of` is (its name,
+    parameter, value).
     """
     path = root() / "book" / "experiments.yml"
     entries = read_yaml(path)
@@ -123,7 +103,11 @@ def declared() -> dict[str, dict]:
             raise ConfigError(f"{path}: experiment {name!r} must be a mapping that has `profiles`.")
         known_names(f"key of experiment {name!r} in {path.name}", entry, ENTRY_KEYS)
         known_names(f"profile of experiment {name!r} in {path.name}", entry["profiles"], PROFILES)
-    return {key: one for name, entry in entries.items() for key, one in _with_variants(name, entry).items()}
+    return {
+        key: one
+        for name, entry in entries.items()
+        for key, one in _with_variants(name, entry).items()
+    }
 
 
 def _with_variants(name: str, entry: dict) -> dict[str, dict]:
@@ -145,8 +129,8 @@ def plan(name: str, profile: str = "classroom", overrides: Mapping | None = None
     Parameters
     ----------
     name, profile : as declared in book/experiments.yml.
-    overrides : values that replace declared ones; parameters of `Setup`, `Run` (a list makes a grid), `Record`, or
-        `seed`.
+    overrides : values that replace declared ones; parameters of `Setup`, `Run` (a list makes a
+        grid), `Record`, or `seed`.
 
     Raises
     ------
@@ -171,7 +155,7 @@ def plan(name: str, profile: str = "classroom", overrides: Mapping | None = None
         chapter=entry.get("chapter", ""),
         question=" ".join(entry.get("question", "").split()),
         setup=Setup(**merged("setup", Setup.names())),
-        runs=tuple(_runs(chosen.get("grid", entry.get("grid", {})), overrides)),
+        runs=tuple(map(_shifted, _runs(chosen.get("grid", entry.get("grid", {})), overrides))),
         record=Record(**merged("record", Record.names())),
         minutes=chosen.get("minutes"),
         overrides=overrides,
@@ -179,7 +163,9 @@ def plan(name: str, profile: str = "classroom", overrides: Mapping | None = None
 
 
 def _runs(grids: Mapping | list, overrides: Mapping) -> list[Run]:
-    """Return the runs of one grid, or of several after each other; an override replaces the declared values in all."""
+    """Return the runs of one grid, or of several after each other; an override replaces the
+    declared values in all.
+    """
     changed = {key: value for key, value in overrides.items() if key in (*Run.names(), SEED)}
     if SEED in changed:
         replaced = {"init_seed", "data_seed"}
@@ -191,6 +177,26 @@ def _runs(grids: Mapping | list, overrides: Mapping) -> list[Run]:
         kept = {key: value for key, value in one.items() if key not in replaced}
         runs += [run for run in grid(**{**kept, **changed}) if run not in runs]
     return runs
+
+
+def seed_shift() -> int:
+    """Return what $PERIODIC_SEED_SHIFT adds to every seed of a run: how stable is a result against
+    other seeds?
+
+    Raises
+    ------
+    ConfigError : if it is no whole number from 0.
+    """
+    from periodic_lib.config import integer
+
+    return integer(
+        "PERIODIC_SEED_SHIFT", variable("PERIODIC_SEED_SHIFT") or 0, "a whole number from 0", low=0
+    )
+
+
+def _shifted(run: Run) -> Run:
+    shift = seed_shift()
+    return replace(run, init_seed=run.init_seed + shift, data_seed=run.data_seed + shift)
 
 
 # ---------------------------------------------------------------- running
@@ -205,58 +211,122 @@ def run_experiment(
     progress: bool = True,
     budget: float | None = None,
 ) -> xr.Dataset:
-    """Return the result of an experiment: loaded if present and true, else trained, saved and returned.
+    """Return the result of an experiment: loaded if present and true, else trained, saved and
+    returned.
 
     Parameters
     ----------
     name, profile, overrides : see `plan`.
     force : train even if the result is there.
     progress : show the training.
-    budget : seconds of training after which it stops with `Unfinished`, its state saved; None: no limit.
+    budget : seconds of training after which it stops with `Unfinished`, its state saved; None: no
+        limit.
 
-    A damaged result file is set aside (never deleted), with a message, and the result is made again. An interrupted
-    training leaves its resume state beside the result's place, and the next call goes on from there.
+    A damaged result file is set aside (never deleted), with a message, and the result is made
+    again. An interrupted training leaves its resume state beside the result's place, and the next
+    call goes on from there.
     """
     todo = plan(name, profile, overrides)
-    if not force:
-        present = _load_if_true(todo, say=print_message)
-        if present is not None:
-            return present
+    present = None if force else _load_if_true(todo)
+    if present is not None:
+        return present
+    import h5netcdf  # noqa: F401 - what saving needs: its lack must not be noticed after training
+
+    with _alone(todo):
+        present = None if force else _load_if_true(todo)  # another process may have made it by now
+        return _train(todo, progress, budget) if present is None else present
+
+
+@contextmanager
+def _alone(todo: Plan) -> Iterator[None]:
+    """Let one process at a time make a result; the others wait."""
+    name = f"periodic-{os.getuid()}-{digest(str(todo.path.absolute()))[:16]}.lock"
+    lock = FileLock(Path(tempfile.gettempdir()) / name)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print_message(
+            f"{todo.name} ({todo.profile}) is being made by another process; waiting for it."
+        )
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)  # at worst two train the same
+
+
+def _train(todo: Plan, progress: bool, budget: float | None) -> xr.Dataset:
+    """Train a plan from its resume state, if there is one, and save the result."""
     from periodic_lib.training import train
 
     unfinished = todo.path.with_suffix(".resume.npz")
-    dataset = train(todo.setup, todo.runs, todo.record, progress=progress, resume=unfinished, budget=budget)
-    dataset = dataset.assign_attrs(experiment=name, profile=profile)
-    results.save(dataset, todo.path)
+    dataset = train(
+        todo.setup, todo.runs, todo.record, progress=progress, resume=unfinished, budget=budget
+    )
+    dataset = dataset.assign_attrs(experiment=todo.name, profile=todo.profile)
+    _save(dataset, todo.path)
     unfinished.unlink(missing_ok=True)
     return dataset
 
 
-def run_variants(
-    name: str, profile: str = "classroom", *, overrides: Mapping | None = None, progress: bool = True
-) -> dict[tuple[str, object], xr.Dataset]:
-    """Return the results of an experiment and of its variants: (parameter, value) -> result, as `run_experiment`.
+def _save(dataset: xr.Dataset, path: Path) -> None:
+    """Save a result; where that fails after all, in the folder for temporary files, and say so."""
+    try:
+        results.save(dataset, path)
+    except OSError as error:
+        second = Path(tempfile.mkdtemp(prefix="periodic-")) / path.name
+        print_message(f"the result cannot be written to {path} ({error.strerror}).")
+        try:
+            results.save(dataset, second)
+        except OSError as again:
+            raise ConfigError(
+                f"the result cannot be written to {second} either ({again.strerror}). Free some "
+                "space; the same command goes on from the last saved state."
+            ) from None
+        print_message(f"the result is in {second}: move it to {path}.")
 
-    The unchanged setup stands under each varied parameter, too, with the value it has there: (width, 64), say.
+
+def run_variants(
+    name: str,
+    profile: str = "classroom",
+    *,
+    overrides: Mapping | None = None,
+    progress: bool = True,
+) -> dict[tuple[str, object], xr.Dataset]:
+    """Return the results of an experiment and of its variants: (parameter, value) -> result, as
+    `run_experiment`.
+
+    The unchanged setup stands under each varied parameter, too, with the value it has there:
+    (width, 64), say.
 
     Raises
     ------
-    ConfigError : if the experiment varies nothing at this profile, or if a parameter that it varies is overridden.
+    ConfigError : if the experiment varies nothing at this profile, or if a parameter that it varies
+    is overridden.
     """
     entries, base = declared(), plan(name, profile, overrides).setup.to_dict()
-    parts = {key: one["part_of"] for key, one in entries.items() if one.get("part_of", ("",))[0] == name}
+    parts = {
+        key: one["part_of"] for key, one in entries.items() if one.get("part_of", ("",))[0] == name
+    }
     parts = {key: part[1:] for key, part in parts.items() if profile in entries[key]["profiles"]}
     varied = dict.fromkeys(parameter for parameter, _ in parts.values())
     if not varied:
-        raise ConfigError(f"experiment {name!r} varies nothing at profile {profile!r}; use run_experiment.")
+        raise ConfigError(
+            f"experiment {name!r} varies nothing at profile {profile!r}; use run_experiment."
+        )
     fixed = set(varied) & set(overrides or {})
     if fixed:
-        raise ConfigError(f"`{fixed.pop()}` is varied by experiment {name!r}: it cannot be overridden, too.")
+        raise ConfigError(
+            f"`{fixed.pop()}` is varied by experiment {name!r}: it cannot be overridden, too."
+        )
     unchanged = run_experiment(name, profile, overrides=overrides, progress=progress)
     found = {(parameter, base[parameter]): unchanged for parameter in varied}
     for key, (parameter, _) in parts.items():
         value = getattr(plan(key, profile, overrides).setup, parameter)  # 2e-1 is text in YAML
-        found[parameter, value] = run_experiment(key, profile, overrides=overrides, progress=progress)
+        found[parameter, value] = run_experiment(
+            key, profile, overrides=overrides, progress=progress
+        )
     return found
 
 
@@ -266,7 +336,8 @@ def kept_path(name: str, profile: str = "paper") -> Path:
 
 
 def keep(dataset: xr.Dataset, todo: Plan) -> Path:
-    """Write a result to its place in git, and return that; another copy of the declared data is the only change.
+    """Write a result to its place in git, and return that; another copy of the declared data is the
+    only change.
 
     Raises
     ------
@@ -274,7 +345,8 @@ def keep(dataset: xr.Dataset, todo: Plan) -> Path:
     """
     if set(todo.overrides) - {"dataset"}:
         raise ConfigError(
-            f"only a declared result is kept, with no other change than `dataset`; got {', '.join(todo.overrides)}."
+            "only a declared result is kept, with no other change than `dataset`; "
+            f"got {', '.join(todo.overrides)}."
         )
     path = kept_path(todo.name, todo.profile)
     results.save(dataset.assign_attrs(declared=_declared_digest(todo)), path)
@@ -284,55 +356,55 @@ def keep(dataset: xr.Dataset, todo: Plan) -> Path:
 def kept(name: str, profile: str = "paper") -> xr.Dataset | None:
     """Return the result of an experiment that is kept in git, or None if it has not been run yet.
 
-    It was made by the code that its provenance names, on a device that few readers have; so, unlike a result of
-    `run_experiment`, it is not made again when the training code changes.
+    It was made by the code that its provenance names, on a device that few readers have; so, unlike
+    a result of `run_experiment`, it is not made again when the training code changes.
 
     Raises
     ------
-    ResultsError : if the file is damaged or was made with other settings than book/experiments.yml declares now.
+    ResultsError : if the file is damaged or was made with other settings than book/experiments.yml
+    declares now.
     """
     path = kept_path(name, profile)
     if not path.exists():
         return None
     dataset = results.load(path)
     if dataset.attrs.get("declared") != _declared_digest(plan(name, profile)):
-        raise results.ResultsError(f"{path} was made with other settings than are declared; run it again.")
+        raise results.ResultsError(
+            f"{path} was made with other settings than are declared; run it again."
+        )
     return dataset
 
 
 def _declared_digest(todo: Plan) -> str:
     settings = todo.settings
     setup = {key: value for key, value in settings["setup"].items() if key != "dataset"}
-    return results.digest({"setup": setup, "runs": settings["runs"], "record": settings["record"]})
+    return digest({"setup": setup, "runs": settings["runs"], "record": settings["record"]})
 
 
 def state(todo: Plan) -> tuple[str, float | None]:
-    """Return ("ready" | "out of date" | "damaged" | "not made", seconds it took, if it is there)."""
+    """Return "ready", "out of date", "damaged" or "not made", and the seconds it took, if any."""
     try:
         dataset = results.load(todo.path)
     except FileNotFoundError:
         return "not made", None
     except results.ResultsError:
         return "damaged", None
-    return ("ready" if todo.why_not(dataset) is None else "out of date"), float(dataset.attrs["seconds"])
+    return ("ready" if todo.stale_reason(dataset) is None else "out of date"), float(
+        dataset.attrs["seconds"]
+    )
 
 
-def print_message(text: str) -> None:
-    """Print a line to standard error."""
-    print(f"periodic: {text}", file=sys.stderr, flush=True)
-
-
-def _load_if_true(todo: Plan, say) -> xr.Dataset | None:
+def _load_if_true(todo: Plan) -> xr.Dataset | None:
     try:
         dataset = results.load(todo.path)
     except FileNotFoundError:
         return None
     except results.ResultsError as error:
         aside = results.set_aside(todo.path)
-        say(f"{error} Set aside as {aside.name}; making it again.")
+        print_message(f"{error} Set aside as {aside.name}; making it again.")
         return None
-    reason = todo.why_not(dataset)
+    reason = todo.stale_reason(dataset)
     if reason:
-        say(f"{todo.name} ({todo.profile}) is out of date ({reason}); making it again.")
+        print_message(f"{todo.name} ({todo.profile}) is out of date ({reason}); making it again.")
         return None
     return dataset

@@ -1,18 +1,20 @@
-"""The words of this project, defined once: for docstrings, axis labels, result files and the book's glossary page.
+"""The words of this project, defined once: for docstrings, axis labels, result files and the book's
+glossary page.
 
-Code uses the field's standard terms; the key of an entry is the name in code. Symbols stand in equations only.
+Code uses the field's standard terms; the key of an entry is the name in code. Symbols stand in
+equations only.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Term:
-    """A word: the `term` itself, its LaTeX `symbol` if it has one, its `definition`, its `unit` if it is measured."""
+    """A word: the `term` itself, its LaTeX `symbol` if it has one, its `definition`, its `unit` if
+    it is measured.
+    """
 
     term: str
     definition: str
@@ -33,6 +35,11 @@ TERMS = {
         r"\lambda",
         "1",
     ),
+    "lr_wd": Term(
+        "learning rate × weight decay",
+        "their product, which sets the time scale: decay halves the norm in ln 2 / (lr wd) steps",
+        r"\eta\lambda", "1",
+    ),
     "weight_norm": Term("weight norm", "the norm of all scale-invariant weights together", r"\rho", "1"),
     "elr": Term(
         "effective learning rate",
@@ -50,11 +57,29 @@ TERMS = {
     "angular_update": Term(
         "angular update", "the angle between the scale-invariant weights before and after a step", r"\alpha", "radians"
     ),
+    "radial_cosine": Term(
+        "radial cosine",
+        "the cosine between the gradient and the scale-invariant weights: 0 where the invariance is exact, so that "
+        "it shows where a normalization's epsilon breaks it",
+        r"\cos(g, w)", "1",
+    ),
     "train_loss": Term(
         "training loss", "the mean cross-entropy of a step's mini-batch before the step, "
         "normalization in training mode",
         "L", "nats",
     ),
+    "train_loss_full": Term(
+        "training loss (full set)", "the same over the training set, in mini-batches, in training mode", "", "nats"
+    ),
+    "train_error": Term(
+        "training error", "the fraction of the training set told wrongly, normalization in training mode", "", "1"
+    ),
+    "test_loss": Term(
+        "test loss",
+        "the mean cross-entropy of the test set, with batch-normalization statistics re-estimated on the training set",
+        "", "nats",
+    ),
+    "test_error": Term("test error", "the fraction of the test set told wrongly, evaluated as the test loss", "", "1"),
     "sharpness": Term(
         "spherical sharpness", "the largest eigenvalue of the loss's Hessian on the unit sphere", "h", "nats"
     ),
@@ -101,23 +126,30 @@ TERMS = {
     "step": Term("step", "one update of the parameters, on one mini-batch", "t"),
     "epoch": Term("epoch", "as many steps as one pass over the training set takes"),
     "run": Term("run", "one training from one initialization, with one set of hyper-parameters"),
+    "direction": Term("direction", "the scale-invariant weights over their norm", "u", "1"),
+    "test_logits": Term("logits of the test examples", "the network's last numbers before the loss", "", "1"),
+    "diverged_at": Term("end of the numbers", "the step at which a run left the finite numbers", "", "steps"),
     "setup": Term("setup", "what all runs of a stack share: data, network, batch size, optimizer"),
 }  # fmt: skip
 
 
-def define(text: str) -> str:
-    """Return `text` with every [[name]] replaced by that term's definition.
+MEASURED = {name: term for name, term in TERMS.items() if term.unit}
+LABELS = {name: (term.term, term.unit) for name, term in MEASURED.items()} | {
+    f"{part}_{name}": (f"{term.term} of a {part}", term.unit)
+    for part in ("layer", "neuron")
+    for name, term in MEASURED.items()
+}  # variable of a result -> (what it is, unit)
 
-    >>> define("`elr`: [[elr]].")
-    '`elr`: learning rate over squared weight norm: the step that the direction of the weights feels.'
+
+def label(name: str) -> str:
+    """Return what stands on an axis or at the head of a column for a name in code: words, and the
+    unit if any.
+
+    >>> label("angular_update"), label("lr_wd"), label("some_count")
+    ('angular update [radians]', 'learning rate × weight decay', 'some count')
     """
-    return re.sub(r"\[\[(\w+)\]\]", lambda match: TERMS[match[1]].definition, text)
-
-
-def defined(function: Callable) -> Callable:
-    """Fill in the definitions in the docstring of a function (decorator)."""
-    function.__doc__ = define(function.__doc__ or "")
-    return function
+    words, unit = LABELS.get(name, (name.replace("_", " "), ""))
+    return words if unit in ("", "1") else f"{words} [{unit}]"
 
 
 def page() -> str:

@@ -1,22 +1,26 @@
 r"""Networks of which R copies train as one: every parameter has shape (runs, \*shape).
 
-Which weights are scale-invariant is declared where a layer is made: a `Parameter` names its *group*. Scaling all
-parameters of a group together by c > 0 leaves the loss as it is; most groups have one member, but all the layers that
-write into one residual stream are invariant only together. A test proves every declaration by probing.
+Which weights are scale-invariant is declared where a layer is made: a `Parameter` names its
+*group*. Scaling all parameters of a group together by c > 0 leaves the loss as it is; most groups
+have one member, but all the layers that write into one residual stream are invariant only
+together. A test proves every declaration by probing.
 
-Every network exists in two variants. Fully scale-invariant (the default): normalizations without scale and shift, the
-last layer fixed; every trained weight is in a group. Ordinary (`Setup.train_others`): scale, shift and the last layer
-are trained, too; what was scale-invariant still is.
+Every network exists in two variants. Fully scale-invariant (the default): normalizations without
+scale and shift, the last layer fixed; every trained weight is in a group. Ordinary
+(`Setup.train_others`): scale, shift and the last layer are trained, too; what was scale-invariant
+still is.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from periodic_lib.config import HEADS, Setup
 
@@ -26,10 +30,13 @@ PATCHES = 4  # per side of the transformer's picture
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of one run: name, shape in PyTorch's layout, initialization, scale-invariant group.
+    """One parameter of one run: name, shape in PyTorch's layout, initialization, group.
 
-    `fan_in`: PyTorch's default initialization, uniform in +-1/sqrt(fan_in); None: filled with `value`.
-    `group`: None if the loss depends on the parameter's scale.
+    `fan_in`: PyTorch's default initialization, uniform in +-1/sqrt(fan_in); None: filled with
+    `value`. `group`: the scale-invariant group, None if the loss depends on the parameter's scale.
+
+    >>> Parameter("hidden0.weight", (8, 64), fan_in=64, group="hidden0").scale_invariant
+    True
     """
 
     name: str
@@ -44,7 +51,11 @@ class Parameter:
         return self.group is not None
 
     def draw(self, generator: torch.Generator) -> torch.Tensor:
-        """Return the initial value of one run; float64, so that dtypes agree to rounding."""
+        """Return the initial value of one run; float64, so that dtypes agree to rounding.
+
+        >>> Parameter("norm0.scale", (3,), value=1.0).draw(torch.Generator())
+        tensor([1., 1., 1.], dtype=torch.float64)
+        """
         values = torch.empty(self.shape, dtype=torch.float64)
         if self.fan_in is None:
             return values.fill_(self.value)
@@ -54,16 +65,27 @@ class Parameter:
 
 # ---------------------------------------------------------------- batch normalization
 
-FEATURES, PICTURES = (-1,), (0, 2, 3)  # batch axes of (runs, channels, batch) and of (batch, runs * channels, h, w)
+FEATURES = (-1,)  # batch axes of (runs, channels, batch)
+PICTURES = (0, 2, 3)  # batch axes of (batch, runs * channels, height, width)
 
 
 def batch_norm(
-    h: torch.Tensor, eps: float, batch: tuple[int, ...], scale: torch.Tensor | None, shift: torch.Tensor | None
+    h: torch.Tensor,
+    eps: float,
+    batch: tuple[int, ...],
+    scale: torch.Tensor | None,
+    shift: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Normalize each channel of each run over its batch (training mode: biased variance of this batch).
+    """Return scale (h - mean) / sqrt(variance + eps) + shift, for each channel of each run.
 
-    With the batch as last axis this is a layer norm: one fused kernel, and runs cannot mix. With pictures the channels
-    of all runs lie side by side: PyTorch's own batch norm. `scale`, `shift`: (runs, channels), or None.
+    Training mode: `mean` and the biased variance are this batch's. With the batch as last axis this
+    is a layer norm: one fused kernel, and runs cannot mix. With pictures the channels of all runs
+    lie side by side: PyTorch's own batch norm. `scale`, `shift`: (runs, channels), or None.
+
+    >>> h = torch.tensor([[[1.0, 3.0], [5.0, 9.0]]])  # one run, two channels, two examples
+    >>> batch_norm(h, 0.0, FEATURES, None, None)
+    tensor([[[-1.,  1.],
+             [-1.,  1.]]])
     """
     if batch == FEATURES:
         return _affine(F.layer_norm(h, h.shape[-1:], eps=eps), scale, shift)
@@ -72,7 +94,10 @@ def batch_norm(
     return torch.batch_norm(h, *flat, None, None, True, 0.0, eps, torch.backends.cudnn.enabled)
 
 
-def _affine(h: torch.Tensor, scale: torch.Tensor | None, shift: torch.Tensor | None) -> torch.Tensor:
+def _affine(
+    h: torch.Tensor, scale: torch.Tensor | None, shift: torch.Tensor | None
+) -> torch.Tensor:
+    """Return scale h + shift, channel by channel; `h` itself without them."""
     if scale is None or shift is None:
         return h
     shape = (*scale.shape, 1) if h.dim() == 3 else (1, -1, 1, 1)
@@ -80,10 +105,20 @@ def _affine(h: torch.Tensor, scale: torch.Tensor | None, shift: torch.Tensor | N
 
 
 class Statistics:
-    """Batch-normalization statistics re-estimated over many batches, as `torch.optim.swa_utils.update_bn` does.
+    """Batch-normalization statistics re-estimated over many batches.
 
-    Pass `collect` as a network's `normalize` on each batch of the training set: it normalizes as in training and adds
-    the batch's mean and unbiased variance to a cumulative average, layer by layer. Pass `apply` on other examples.
+    As `torch.optim.swa_utils.update_bn` does it: pass `collect` as a network's `normalize` on each
+    batch of the training set: it normalizes as in training and adds the batch's mean and unbiased
+    variance to a cumulative average, layer by layer. Pass `apply` on other examples. Call `begin`
+    before each batch, and count `batches` after each that was collected.
+
+    >>> statistics = Statistics()
+    >>> for h in (torch.tensor([[[0.0, 2.0]]]), torch.tensor([[[4.0, 6.0]]])):
+    ...     statistics.begin()
+    ...     _ = statistics.collect(h, 0.0, FEATURES, None, None)
+    ...     statistics.batches += 1
+    >>> [float(kept) for kept in statistics.layers[0]]  # mean and variance
+    [3.0, 2.0]
     """
 
     def __init__(self) -> None:
@@ -117,10 +152,10 @@ class Statistics:
 
 
 class Network:
-    """What all networks share: the list of parameters, their initial values, the normalization with its parameters.
+    """What all networks share: parameters, their initial values, the normalization, the last layer.
 
-    `logits(values, x, normalize)` returns (runs, classes, batch) for pictures (runs, batch, channels, height, width)
-    and parameters (runs, *shape).
+    `logits(values, x, normalize)` returns (runs, classes, batch) for pictures (runs, batch,
+    channels, height, width) and parameters (runs, *shape).
     """
 
     last_bias = True
@@ -139,9 +174,11 @@ class Network:
         raise NotImplementedError
 
     def _add(self, name: str, shape: tuple[int, ...], **how: object) -> None:
+        """Declare a parameter; `how`: the other fields of `Parameter`."""
         self.parameters.append(Parameter(name, shape, **how))
 
     def _add_normalization(self, name: str, channels: int) -> None:
+        """Declare scale and shift of a normalization, where these are trained."""
         if self.setup.train_others:
             self._add(f"{name}.scale", (channels,), value=1.0)
             self._add(f"{name}.shift", (channels,), value=0.0)
@@ -154,7 +191,10 @@ class Network:
             values["last.weight"] *= self.setup.last_layer_norm / values["last.weight"].norm()
         return values
 
-    def _normalize(self, values: Tensors, name: str, h: torch.Tensor, normalize: Callable) -> torch.Tensor:
+    def _normalize(
+        self, values: Tensors, name: str, h: torch.Tensor, normalize: Callable
+    ) -> torch.Tensor:
+        """Normalize a layer's activations over the batch with `normalize`, then scale and shift."""
         scale, shift = values.get(f"{name}.scale"), values.get(f"{name}.shift")
         return normalize(h, self.setup.bn_eps, self.batch_axes, scale, shift)
 
@@ -175,38 +215,79 @@ class MLP(Network):
         size = math.prod(self.shape)
         self.depth = self.setup.depth or 3
         for i in range(self.depth):
-            self._add(f"hidden{i}.weight", (self.setup.width, size), fan_in=size, group=f"hidden{i}")
+            shape = (self.setup.width, size)
+            self._add(f"hidden{i}.weight", shape, fan_in=size, group=f"hidden{i}")
             self._add_normalization(f"norm{i}", self.setup.width)
             size = self.setup.width
         return size
 
-    def logits(self, values: Tensors, x: torch.Tensor, normalize: Callable = batch_norm) -> torch.Tensor:
+    def logits(
+        self, values: Tensors, x: torch.Tensor, normalize: Callable = batch_norm
+    ) -> torch.Tensor:
         """Return (runs, classes, batch)."""
         h = x.flatten(2).transpose(1, 2)  # (runs, features, batch)
         for i in range(self.depth):
-            h = self._normalize(values, f"norm{i}", torch.bmm(values[f"hidden{i}.weight"], h), normalize)
+            h = torch.bmm(values[f"hidden{i}.weight"], h)
+            h = self._normalize(values, f"norm{i}", h, normalize)
             h = F.relu(h, inplace=True)
         return self._last(values, h)
 
 
 class _Convolutional(Network):
-    """Activations are (batch, runs * channels, height, width), channels last: a layer is one grouped convolution."""
+    """Activations are (batch, runs * channels, height, width), in the channels-last layout.
+
+    A layer is one grouped convolution: runs are groups.
+    """
 
     batch_axes = PICTURES
 
-    def _add_convolution(self, name: str, inputs: int, outputs: int, kernel: int, group: str) -> None:
+    def logits(
+        self, values: Tensors, x: torch.Tensor, normalize: Callable = batch_norm
+    ) -> torch.Tensor:
+        """Return (runs, classes, batch)."""
+        if x.is_cuda and len(x) > 1:  # cuDNN is slow at grouped convolutions
+            return self._logits_by_run(values, x, normalize)
+        return self._logits(values, x, normalize)
+
+    def _logits(self, values: Tensors, x: torch.Tensor, normalize: Callable) -> torch.Tensor:
+        """Return `logits` of all runs together."""
+        raise NotImplementedError
+
+    def _logits_by_run(self, values: Tensors, x: torch.Tensor, normalize: Callable) -> torch.Tensor:
+        """Return the same logits, one run after the other: plain convolutions.
+
+        To `normalize`, a layer of R runs is R layers of one run each, met run by run.
+        """
+        columns = (value.split(1) for value in values.values())  # its gradient is one concatenation
+        rows = [dict(zip(values, row, strict=True)) for row in zip(*columns, strict=True)]
+        each = zip(rows, x.split(1), strict=True)
+        return torch.cat([self._logits(row, pictures, normalize) for row, pictures in each])
+
+    def _add_convolution(
+        self, name: str, inputs: int, outputs: int, kernel: int, group: str
+    ) -> None:
+        """Declare a convolution without bias."""
         shape = (outputs, inputs, kernel, kernel)
         self._add(f"{name}.weight", shape, fan_in=inputs * kernel * kernel, group=group)
 
     @staticmethod
     def _start(x: torch.Tensor) -> torch.Tensor:
+        """Return (batch, runs * channels, height, width) from (runs, batch, channels, ...)."""
         return x.transpose(0, 1).flatten(1, 2).contiguous(memory_format=torch.channels_last)
 
     @staticmethod
     def _convolve(values: Tensors, name: str, h: torch.Tensor, stride: int = 1) -> torch.Tensor:
+        """Convolve, padded with zeros so that stride 1 keeps height and width."""
         weight = values[f"{name}.weight"]  # (runs, out, in, kernel, kernel)
         flat = weight.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        return F.conv2d(h, flat, stride=stride, padding=weight.shape[-1] // 2, groups=len(weight))
+        kernel = weight.shape[-1]
+        if kernel == 1 and stride > 1:
+            # The pixels that a 1x1 kernel reads, taken first: the same numbers. With a stride and
+            # few channels, oneDNN 3.12 (torch 2.13) writes past a buffer in the backward pass on
+            # x86 processors without AVX-512 (tests/faults/convolution_shapes.py).
+            h = h[:, :, ::stride, ::stride].contiguous(memory_format=torch.channels_last)
+            stride = 1
+        return F.conv2d(h, flat, stride=stride, padding=kernel // 2, groups=len(weight))
 
     @staticmethod
     def _by_run(values: Tensors, h: torch.Tensor) -> torch.Tensor:
@@ -215,10 +296,11 @@ class _Convolutional(Network):
 
 
 class ConvNet(_Convolutional):
-    """Blocks of conv 3x3 without bias - batch norm - ReLU, widths c, 2c, 4c, ..., and a linear layer.
+    """Blocks of conv 3x3 without bias - batch norm - ReLU, widths c, 2c, 4c, ..., a linear layer.
 
-    A 2x2 max-pool follows every block but the first (while the picture has two pixels a side), a max-pool over the
-    whole remaining picture the last. With depth 4 on 32 x 32 pictures this is the network of Lobacheva et al. 2021.
+    A 2x2 max-pool follows every block but the first (while the picture has two pixels a side), a
+    max-pool over the whole remaining picture the last. With depth 4 on 32 x 32 pictures this is the
+    network of Lobacheva et al. 2021.
     """
 
     def _layers(self) -> int:
@@ -230,40 +312,45 @@ class ConvNet(_Convolutional):
             size = outputs
         return size
 
-    def logits(self, values: Tensors, x: torch.Tensor, normalize: Callable = batch_norm) -> torch.Tensor:
-        """Return (runs, classes, batch)."""
+    def _logits(self, values: Tensors, x: torch.Tensor, normalize: Callable) -> torch.Tensor:
         h = self._start(x)
         for i in range(self.depth):
-            h = self._normalize(values, f"norm{i}", self._convolve(values, f"conv{i}", h), normalize)
+            h = self._convolve(values, f"conv{i}", h)
+            h = self._normalize(values, f"norm{i}", h, normalize)
             if i > 0 and min(h.shape[-2:]) >= 2:
                 h = F.max_pool2d(h, 2)
-            h = F.relu(h, inplace=True)  # after the max-pool: the same numbers, a quarter of the work
+            h = F.relu(
+                h, inplace=True
+            )  # after the max-pool: the same numbers, a quarter of the work
         return self._last(values, self._by_run(values, h.amax((2, 3))))
 
 
 class ResNet18(_Convolutional):
-    """Pre-activation ResNet-18: a convolution, 4 stages of 2 blocks of widths c, 2c, 4c, 8c, batch norm, mean, linear.
+    """Pre-activation ResNet-18: a convolution, 4 stages of 2 blocks, batch norm, mean, linear.
 
-    A block: batch norm - ReLU - conv - batch norm - ReLU - conv, plus a shortcut; where the shape changes, that
-    is batch norm - conv 1x1. All convolutions that write into the residual stream (the first, the second of each
-    block, the shortcuts) are scale-invariant together: every reader of the stream normalizes it.
+    The stages' widths are c, 2c, 4c, 8c. A block: batch norm - ReLU - conv - batch norm - ReLU -
+    conv, plus a shortcut; where the shape changes, that is batch norm - conv 1x1. All convolutions
+    that write into the residual stream (the first, the second of each block, the shortcuts) are
+    scale-invariant together: every reader of the stream normalizes it.
     """
 
     last_bias = False
     STREAM = "stream"
 
     def _layers(self) -> int:
-        self.blocks: list[tuple[str, int, bool]] = []  # name, stride, has a convolution in its shortcut
+        self.blocks: list[tuple[str, int, bool]] = []  # name, stride, shortcut has a convolution
         size = self.setup.width
         self._add_convolution("first", self.shape[0], size, 3, group=self.STREAM)
         for stage in range(4):
             for number in range(2):
-                size = self._add_block(f"block{stage}{number}", size, self.setup.width * 2**stage, stage, number)
+                outputs = self.setup.width * 2**stage
+                stride = 2 if stage > 0 and number == 0 else 1
+                size = self._add_block(f"block{stage}{number}", size, outputs, stride)
         self._add_normalization("norm", size)
         return size
 
-    def _add_block(self, name: str, inputs: int, outputs: int, stage: int, number: int) -> int:
-        stride = 2 if stage > 0 and number == 0 else 1
+    def _add_block(self, name: str, inputs: int, outputs: int, stride: int) -> int:
+        """Declare a block; return the number of its output channels."""
         changes = stride > 1 or inputs != outputs
         self.blocks.append((name, stride, changes))
         self._add_normalization(f"{name}.norm0", inputs)
@@ -275,8 +362,7 @@ class ResNet18(_Convolutional):
             self._add_convolution(f"{name}.shortcut", inputs, outputs, 1, group=self.STREAM)
         return outputs
 
-    def logits(self, values: Tensors, x: torch.Tensor, normalize: Callable = batch_norm) -> torch.Tensor:
-        """Return (runs, classes, batch)."""
+    def _logits(self, values: Tensors, x: torch.Tensor, normalize: Callable) -> torch.Tensor:
         stream = self._convolve(values, "first", self._start(x))
         for name, stride, changes in self.blocks:
             h = F.relu(self._normalize(values, f"{name}.norm0", stream, normalize), inplace=True)
@@ -293,12 +379,13 @@ class ResNet18(_Convolutional):
 class Transformer(Network):
     """Small pre-norm transformer on patches, normalized so that every matrix is scale-invariant.
 
-    The picture is cut into 4 x 4 patches, the tokens. A block: norm - queries, keys, values - attention with
-    normalized queries and keys - norm - output; norm - linear - ReLU - norm - linear. The norm before each matrix that
-    writes into the residual stream makes the matrices before it invariant on their own; the writers (patch and
-    position embedding, both output matrices of each block) are invariant together. Tokens are averaged at the end.
-    Normalizations are layer norm or RMS norm over a token's features (a head's, for queries and keys): nothing depends
-    on the batch. The second norms are those of Wang et al. 2022 (arXiv 2210.06423).
+    The picture is cut into 4 x 4 patches, the tokens. A block: norm - queries, keys, values -
+    attention with normalized queries and keys - norm - output; norm - linear - ReLU - norm -
+    linear. The norm before each matrix that writes into the residual stream makes the matrices
+    before it invariant on their own; the writers (patch and position embedding, both output
+    matrices of each block) are invariant together. Tokens are averaged at the end. Normalizations
+    are layer norm or RMS norm over a token's features (a head's, for queries and keys): nothing
+    depends on the batch. The second norms are those of Wang et al. 2022 (arXiv 2210.06423).
     """
 
     STREAM = "stream"
@@ -312,8 +399,8 @@ class Transformer(Network):
         self._add("positions", (PATCHES**2, size), fan_in=size, group=self.STREAM)
         for i in range(self.depth):
             self._add_normalization(f"block{i}.norm_attention", size)
-            for matrix in ("queries", "keys", "values"):
-                self._add(f"block{i}.{matrix}", (size, size), fan_in=size, group=f"block{i}.{matrix}")
+            for matrix in (f"block{i}.{kind}" for kind in ("queries", "keys", "values")):
+                self._add(matrix, (size, size), fan_in=size, group=matrix)
             self._add_normalization(f"block{i}.norm_heads", size)
             self._add(f"block{i}.output", (size, size), fan_in=size, group=self.STREAM)
             self._add_normalization(f"block{i}.norm_hidden", size)
@@ -324,7 +411,7 @@ class Transformer(Network):
         return size
 
     def _norm(self, values: Tensors, name: str, h: torch.Tensor) -> torch.Tensor:
-        """Normalize the last axis of (runs, batch, tokens, features)."""
+        """Normalize the last axis of (runs, batch, tokens, features), then scale and shift."""
         h = self._normalized(h)
         if f"{name}.scale" in values:
             scale, shift = (values[f"{name}.{part}"][:, None, None] for part in ("scale", "shift"))
@@ -332,6 +419,7 @@ class Transformer(Network):
         return h
 
     def _normalized(self, h: torch.Tensor) -> torch.Tensor:
+        """Normalize the last axis."""
         normalize = F.layer_norm if self.setup.normalization == "layernorm" else F.rms_norm
         return normalize(h, h.shape[-1:], eps=self.setup.bn_eps)
 
@@ -345,28 +433,46 @@ class Transformer(Network):
         return h.unflatten(-1, (HEADS, -1)).transpose(2, 3).flatten(0, 1)
 
     def _attention(self, values: Tensors, block: str, h: torch.Tensor) -> torch.Tensor:
+        """Mix the tokens of (runs, batch, tokens, features)."""
         queries, keys, content = (
-            self._heads(self._linear(values[f"{block}.{matrix}"], h)) for matrix in ("queries", "keys", "values")
+            self._heads(self._linear(values[f"{block}.{matrix}"], h))
+            for matrix in ("queries", "keys", "values")
         )
-        mixed = F.scaled_dot_product_attention(self._normalized(queries), self._normalized(keys), content)
-        return mixed.transpose(1, 2).flatten(2).unflatten(0, h.shape[:2])  # (runs, batch, tokens, features)
+        queries, keys = self._normalized(queries), self._normalized(keys)
+        mixed = F.scaled_dot_product_attention(queries, keys, content)
+        return mixed.transpose(1, 2).flatten(2).unflatten(0, h.shape[:2])  # the shape of h
 
-    def logits(self, values: Tensors, x: torch.Tensor, normalize: Callable | None = None) -> torch.Tensor:
-        """Return (runs, classes, batch); `normalize` is not used: nothing is normalized over the batch."""
-        stream = self._linear(values["patches.weight"], self._patches(x)) + values["positions"][:, None]
+    def logits(
+        self, values: Tensors, x: torch.Tensor, normalize: Callable | None = None
+    ) -> torch.Tensor:
+        """Return (runs, classes, batch); `normalize` is not used: no norm is over the batch."""
+        stream = self._linear(values["patches.weight"], self._patches(x))
+        stream = stream + values["positions"][:, None]
         for i in range(self.depth):
-            block = f"block{i}"
-            h = self._attention(values, block, self._norm(values, f"{block}.norm_attention", stream))
-            stream = stream + self._linear(values[f"{block}.output"], self._norm(values, f"{block}.norm_heads", h))
-            h = F.relu(self._linear(values[f"{block}.hidden"], self._norm(values, f"{block}.norm_hidden", stream)))
-            stream = stream + self._linear(values[f"{block}.wide"], self._norm(values, f"{block}.norm_wide", h))
+            stream = stream + self._mixed(values, f"block{i}", stream)
+            stream = stream + self._transformed(values, f"block{i}", stream)
         return self._last(values, self._norm(values, "norm", stream).mean(2).transpose(1, 2))
 
+    def _mixed(self, values: Tensors, block: str, stream: torch.Tensor) -> torch.Tensor:
+        """Return what a block's attention adds to the stream."""
+        h = self._norm(values, f"{block}.norm_attention", stream)
+        h = self._attention(values, block, h)
+        h = self._norm(values, f"{block}.norm_heads", h)
+        return self._linear(values[f"{block}.output"], h)
+
+    def _transformed(self, values: Tensors, block: str, stream: torch.Tensor) -> torch.Tensor:
+        """Return what a block's perceptron, token by token, adds to the stream."""
+        h = self._norm(values, f"{block}.norm_hidden", stream)
+        h = F.relu(self._linear(values[f"{block}.hidden"], h))
+        h = self._norm(values, f"{block}.norm_wide", h)
+        return self._linear(values[f"{block}.wide"], h)
+
     def _patches(self, x: torch.Tensor) -> torch.Tensor:
-        """Return (runs, batch, tokens, pixels) from pictures, padded with zeros to whole patches."""
+        """Return (runs, batch, tokens, pixels) from pictures, zero-padded to whole patches."""
         (h, w), (height, width) = self.patch, x.shape[-2:]
         x = F.pad(x, (0, PATCHES * w - width, 0, PATCHES * h - height))
-        x = x.unflatten(-1, (PATCHES, w)).unflatten(-3, (PATCHES, h))  # (runs, batch, c, 4, h, 4, w)
+        x = x.unflatten(-1, (PATCHES, w))
+        x = x.unflatten(-3, (PATCHES, h))  # (runs, batch, channels, 4, h, 4, w)
         return x.permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(2, 3)
 
 
@@ -374,10 +480,36 @@ NETWORKS = {"mlp": MLP, "convnet": ConvNet, "resnet18": ResNet18, "transformer":
 
 
 def build(setup: Setup, shape: tuple[int, int, int], classes: int) -> Network:
-    """Return the network that `setup` names, for pictures (channels, height, width) and `classes` classes."""
+    """Return the network that `setup` names, for pictures (channels, height, width).
+
+    >>> build(Setup(network="mlp", width=16, depth=1), (1, 8, 8), classes=10).parameters[0].shape
+    (16, 64)
+    """
     return NETWORKS[setup.network](setup, shape, classes)
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the mean cross-entropy of each run, shape (runs,), from (runs, classes, batch) and (runs, batch)."""
+    """Return the mean of -log softmax(logits)[label] of each run, (runs,).
+
+    `logits`: (runs, classes, batch), `labels`: (runs, batch).
+
+    >>> cross_entropy(torch.zeros(1, 10, 3), torch.zeros(1, 3, dtype=torch.long))  # ln 10
+    tensor([2.3026])
+    """
     return F.cross_entropy(logits, labels, reduction="none").mean(dim=1)
+
+
+def second_derivatives() -> AbstractContextManager:
+    """Return a context in which a network's logits can be differentiated twice.
+
+    PyTorch's fused attention kernels have no second derivative; its attention made of plain
+    products has one, and is slower. Both compute the same numbers up to rounding.
+
+    >>> x = torch.ones(1, 2, 1, requires_grad=True)
+    >>> with second_derivatives():
+    ...     y = F.scaled_dot_product_attention(x, x, x**2).sum()
+    >>> (gradient,) = torch.autograd.grad(y, x, create_graph=True)
+    >>> torch.autograd.grad(gradient.sum(), x)[0].flatten()  # of y = 2 x^2, by equal tokens
+    tensor([2., 2.])
+    """
+    return sdpa_kernel(SDPBackend.MATH)

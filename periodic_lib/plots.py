@@ -1,9 +1,12 @@
-"""One function per kind of figure: `plot_x(results, ax=None) -> ax`. Same learning rate, same colour, everywhere."""
+"""One function per kind of figure: `plot_x(results, ax=None) -> ax`.
+
+Same learning rate, same colour, everywhere; the words on axes are the glossary's.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,23 +20,38 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from periodic_lib import theory
-from periodic_lib.results import LABELS
+from periodic_lib.glossary import label
 
 POINTS = 400  # per line: each is the geometric mean of a window of steps
+MARKERS = "osD^vPX<>"
+PHASE_COLORS = {"A": "#0173b2", "B": "#de8f05", "C": "#cc3311"}  # of the colour-blind safe palette
+REGIME_COLORS = {
+    "convergence": "#56b4e9",
+    "periodic": "#de8f05",
+    "equilibrium": "#029e73",
+    "divergence": "#595959",
+}
 
 
 def use_style() -> None:
-    """Set the book's figure style: white, readable at the width of a page, safe for colour-blind readers."""
+    """Set the book's figure style: white, as wide as a page, safe for colour-blind readers."""
     sns.set_theme(context="notebook", style="ticks", palette="colorblind", font_scale=0.85)
-    plt.rcParams.update({"figure.facecolor": "white", "savefig.facecolor": "white", "figure.dpi": 100})
+    white = {"figure.facecolor": "white", "savefig.facecolor": "white"}
+    plt.rcParams.update(white | {"figure.dpi": 100})
 
 
-def windowed(results: xr.Dataset, name: str, points: int = POINTS, along: str = "step") -> xr.DataArray:
+# ---------------------------------------------------------------- against the step
+
+
+def windowed(
+    results: xr.Dataset, name: str, points: int = POINTS, along: str = "step"
+) -> xr.DataArray:
     """Return geometric means of `name` over at most `points` windows of equal length.
 
     A geometric mean keeps the order of magnitude of both the quiet stretches and the spikes.
 
-    >>> data = xr.Dataset({"train_loss": (("run", "step"), [[1.0, 100.0, 4.0, 4.0]])}, {"step": [0, 1, 2, 3]})
+    >>> loss = (("run", "step"), [[1.0, 100.0, 4.0, 4.0]])
+    >>> data = xr.Dataset({"train_loss": loss}, {"step": [0, 1, 2, 3]})
     >>> windowed(data, "train_loss", points=2).values.round(9).tolist()
     [[10.0, 4.0]]
     """
@@ -43,32 +61,102 @@ def windowed(results: xr.Dataset, name: str, points: int = POINTS, along: str = 
 
 
 def plot_trajectory(
-    results: xr.Dataset, name: str, ax: Axes | None = None, legend: bool = True, points: int = POINTS
+    results: xr.Dataset,
+    name: str,
+    ax: Axes | None = None,
+    legend: bool = True,
+    points: int = POINTS,
+    **style: object,
 ) -> Axes:
     """Plot one recorded quantity against the step, one line per run, on a logarithmic axis.
 
     The lowest seed is drawn strongly, other seeds faintly. Each line has at most `points` points.
+    `style` is matplotlib's, for all lines.
     """
     ax = plt.gca() if ax is None else ax
     along = results[name].dims[1]
     lines = windowed(results, name, points, along)
     for (lr, seed), line in _by_run(lines):
-        style = {"lw": 1.4, "zorder": 3} if seed == lines.init_seed.min() else {"lw": 0.6, "alpha": 0.3, "zorder": 2}
-        label = f"{lr:g}" if seed == lines.init_seed.min() else None
-        ax.plot(line[along], line, color=_color(results, lr), label=label, **style)
-    ax.set(xlabel="step", ylabel=_label(name), yscale="log")
+        first = seed == lines.init_seed.min()
+        drawn = {"lw": 1.4, "zorder": 3} if first else {"lw": 0.6, "alpha": 0.3, "zorder": 2}
+        drawn |= {"color": _color(results, lr), "label": f"{lr:g}" if first else None}
+        ax.plot(line[along], line, **drawn | style)
+    ax.set(xlabel="step", ylabel=label(name), yscale="log")
     ax.xaxis.set_major_locator(MaxNLocator(5))
-    _plain_numbers(ax.yaxis)
+    plain_numbers(ax.yaxis)
     if legend:
         ax.legend(title="learning rate")
     return ax
 
 
-def plot_phase_diagram(results: xr.Dataset, ax: Axes | None = None) -> Axes:
-    """Plot effective gradient norm against effective learning rate, one path per learning rate (seed 0).
+def plot_stacked(
+    results: xr.Dataset,
+    names: Sequence[str],
+    destabilizations: Sequence[float] | pd.DataFrame | None = None,
+    axes: Sequence[Axes] | None = None,
+    points: int = POINTS,
+    **style: object,
+) -> np.ndarray:
+    """Plot recorded quantities above each other, against the same steps; return the axes.
 
-    The dashed line of the same colour is the balance, elr * eff_grad_norm = a tan(equilibrium angle): above it the
-    norm grows and the run moves left, below it the norm shrinks and the run moves right.
+    Parameters
+    ----------
+    results : one run, or a few that are to be seen together.
+    names : of variables of `results`, one panel each; evaluated ones, too. What is not recorded can
+        be added: results.assign(balance_ratio=periods.balance_ratio(results)).
+    destabilizations : steps, or a table from `periods.find_destabilizations`; a grey line marks
+        each, in every panel.
+    axes : as many as `names`, for instance a column of a grid; None: those of a new figure.
+    points, style : as `plot_trajectory`.
+    """
+    if axes is None:
+        size = (9, 1 + 1.8 * len(names))
+        grid = {"squeeze": False, "sharex": True, "layout": "constrained"}
+        axes = plt.subplots(len(names), 1, figsize=size, **grid)[1][:, 0]
+    is_table = isinstance(destabilizations, pd.DataFrame)
+    marked = destabilizations["start"] if is_table else destabilizations
+    for ax, name in zip(axes, names, strict=True):
+        for step in [] if marked is None else marked:
+            ax.axvline(step, color="0.8", lw=1, zorder=1)
+        plot_trajectory(results, name, ax, legend=False, points=points, **style)
+        ax.label_outer()
+    return np.asarray(axes)
+
+
+def plot_one_run(results: xr.Dataset, destabilizations: Sequence[float] | None = None) -> Figure:
+    """Return training loss above weight norm of a single run, its destabilizations marked."""
+    names, points = ("train_loss", "weight_norm"), results.sizes["step"]
+    return plot_stacked(results, names, destabilizations, points=points)[0].figure
+
+
+def shade_phases(
+    ax: Axes, steps: Sequence[float], phases: Sequence[str], legend: bool = False
+) -> Axes:
+    """Shade `ax` by the phase of each step (`periods.label_phases`): A blue, B orange, C red."""
+    steps, phases = np.asarray(steps, float), np.asarray(phases)
+    edges = np.flatnonzero(phases[1:] != phases[:-1]) + 1
+    for first, last in zip([0, *edges], [*edges, len(phases)], strict=True):
+        if phases[first] in PHASE_COLORS:
+            end = steps[min(last, len(steps) - 1)]
+            color = PHASE_COLORS[phases[first]]
+            ax.axvspan(steps[first], end, color=color, alpha=0.18, lw=0, zorder=0)
+    if legend:
+        patches = [
+            Patch(color=color, alpha=0.3, label=f"phase {name}")
+            for name, color in PHASE_COLORS.items()
+        ]
+        ax.figure.legend(handles=patches, loc="outside upper center", ncols=len(patches))
+    return ax
+
+
+# ---------------------------------------------------------------- the plane, and the main figure
+
+
+def plot_phase_diagram(results: xr.Dataset, ax: Axes | None = None) -> Axes:
+    """Plot effective gradient norm against effective learning rate, one path per learning rate.
+
+    Of the lowest seed. The dashed line of the same colour is the balance (`theory.balance_line`):
+    above it the norm grows and the run moves left, below it the norm shrinks and it moves right.
     """
     ax = plt.gca() if ax is None else ax
     elr, gradient = windowed(results, "elr"), windowed(results, "eff_grad_norm")
@@ -79,80 +167,79 @@ def plot_phase_diagram(results: xr.Dataset, ax: Axes | None = None) -> Axes:
         color = _color(results, lr)
         ax.plot(elr[run], gradient[run], color=color, lw=0.8, alpha=0.8)
         ax.plot(elr[run, -1], gradient[run, -1], "o", color=color, ms=6, mec="white", zorder=4)
-        ax.plot(span, (1 - lr * wd) * np.tan(theory.equilibrium_angle(lr, wd)) / span, "--", color=color, lw=1)
-    ax.set(xlabel=_label("elr"), ylabel=_label("eff_grad_norm"), xscale="log", yscale="log")
+        ax.plot(span, theory.balance_line(span, lr, wd), "--", color=color, lw=1)
+    ax.set(xlabel=label("elr"), ylabel=label("eff_grad_norm"), xscale="log", yscale="log")
     ax.set_ylim(float(gradient[first].min()) / 2, float(gradient[first].max()) * 2)
     return ax
 
 
-def plot_dynamics(results: xr.Dataset, names: Sequence[str] = ("train_loss", "test_error", "weight_norm")) -> Figure:
+def plot_dynamics(
+    results: xr.Dataset, names: Sequence[str] = ("train_loss", "test_error", "weight_norm")
+) -> Figure:
     """Return the main figure: one panel per quantity against the step, and the phase diagram."""
     figure, axes = plt.subplots(2, 2, figsize=(9, 6.6), layout="constrained")
     for ax, name in zip(axes.flat, names, strict=False):
         plot_trajectory(results, name, ax, legend=False)
     plot_phase_diagram(results, axes.flat[-1])
     handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, title="learning rate", loc="outside upper center", ncols=len(labels))
+    place = {"loc": "outside upper center", "ncols": len(labels)}
+    figure.legend(handles, labels, title="learning rate", **place)
     return figure
 
 
-def plot_one_run(results: xr.Dataset, kicks: Sequence[int] = ()) -> Figure:
-    """Return training loss above weight norm of a single run, with its destabilizations marked."""
-    figure, axes = plt.subplots(2, 1, figsize=(9, 4.6), sharex=True, layout="constrained")
-    for ax, name in zip(axes, ("train_loss", "weight_norm"), strict=True):
-        for kick in kicks:
-            ax.axvline(kick, color="0.8", lw=1, zorder=1)
-        plot_trajectory(results, name, ax, legend=False, points=results.sizes["step"])
-        ax.label_outer()
-    return figure
+# ---------------------------------------------------------------- tables: one row per run
 
 
-PHASE_COLORS = {"A": "#0173b2", "B": "#de8f05", "C": "#cc3311"}  # of the colour-blind safe palette
+def plot_groups(
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    hue: str | None = None,
+    ax: Axes | None = None,
+    order: Sequence | None = None,
+    join: bool = True,
+) -> Axes:
+    """Plot column `y` by groups of equal `x`: a point at the median, a bar from lowest to highest.
+
+    Groups that are numbers above 0 stand where they belong on a logarithmic axis; others stand side
+    by side, in the order of the table. Colour and marker tell the values of column `hue`, sorted,
+    or those of `order`; their points stand beside each other. `join`: a line through the medians.
+    `y` is logarithmic: rows where it is not positive and finite are left out. The legend is left to
+    the caller.
+    """
+    ax = plt.gca() if ax is None else ax
+    places, logarithmic = _places(table[x])
+    gap = np.diff(places).min() if len(places) > 1 else 1.0
+    parts = list(_parts(table, [y], hue, order))
+    for number, (part, style) in enumerate(parts):
+        spread = part.groupby(x)[y].agg(["median", "min", "max"]).reindex(places.index).dropna()
+        at = places.loc[spread.index] + 0.12 * gap * (number - (len(parts) - 1) / 2)
+        ends = spread["median"] - spread["min"], spread["max"] - spread["median"]
+        drawn = {"ms": 5, "ls": "-" if join else "none", "lw": 1, "elinewidth": 1.2, "capsize": 2.5}
+        ax.errorbar(np.exp(at) if logarithmic else at, spread["median"], ends, **drawn | style)
+    ax.set(xscale="log" if logarithmic else "linear", yscale="log")
+    ax.set(xlabel=label(x), ylabel=label(y))
+    if not logarithmic:
+        ax.set_xticks(places, [_word(value) for value in places.index])
+    return plain_numbers(ax)
 
 
-def shade_phases(ax: Axes, steps: Sequence[float], phases: Sequence[str], legend: bool = False) -> Axes:
-    """Shade the background of `ax` by the phase of each step (`periods.label_phases`): A blue, B orange, C red."""
-    steps, phases = np.asarray(steps, float), np.asarray(phases)
-    edges = np.flatnonzero(phases[1:] != phases[:-1]) + 1
-    for first, last in zip([0, *edges], [*edges, len(phases)], strict=True):
-        if phases[first] in PHASE_COLORS:
-            end = steps[min(last, len(steps) - 1)]
-            ax.axvspan(steps[first], end, color=PHASE_COLORS[phases[first]], alpha=0.18, lw=0, zorder=0)
-    if legend:
-        patches = [Patch(color=color, alpha=0.3, label=f"phase {name}") for name, color in PHASE_COLORS.items()]
-        ax.figure.legend(handles=patches, loc="outside upper center", ncols=len(patches))
-    return ax
+def plot_against_lr_wd(
+    table: pd.DataFrame,
+    y: str,
+    hue: str | None = None,
+    ax: Axes | None = None,
+    order: Sequence | None = None,
+) -> Axes:
+    """Plot column `y` against `lr_wd`, learning rate times weight decay, one point per row.
 
-
-def _plain_numbers(axis: Axis) -> None:
-    """Label a logarithmic axis with 0.001, 0.01, ..., and with 2, 5 too where it spans less than two decades."""
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    low, high = axis.get_data_interval()
-    if high < 100 * low:
-        axis.set_minor_locator(LogLocator(subs=(2, 5)))
-        axis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    else:
-        axis.set_minor_formatter(NullFormatter())
-
-
-def _by_run(lines: xr.DataArray):
-    for run in range(lines.sizes["run"]):
-        yield (float(lines.lr[run]), int(lines.init_seed[run])), lines.isel(run=run)
-
-
-def colors(values: Sequence[float]) -> dict[float, tuple[float, float, float]]:
-    """Return a colour for each distinct value, in order; the colours of every figure with a line per learning rate."""
-    distinct = np.unique(values)
-    return dict(zip(distinct.tolist(), sns.color_palette("colorblind", len(distinct)), strict=True))
-
-
-def _color(results: xr.Dataset, lr: float):
-    return colors(results.lr)[lr]
-
-
-def _label(name: str) -> str:
-    label, unit = LABELS[name]
-    return label if unit == "1" else f"{label} [{unit}]"
+    Both axes are logarithmic; `table` is a run table (`regimes.summarize`) or like one. `hue` and
+    `order` are those of `plot_prediction`, and so are the rows that are left out.
+    """
+    ax = plt.gca() if ax is None else ax
+    _scatter(ax, table, "lr_wd", y, hue, order)
+    ax.set(xlabel=label("lr_wd"), ylabel=label(y))
+    return plain_numbers(ax)
 
 
 def plot_prediction(
@@ -163,47 +250,85 @@ def plot_prediction(
     ax: Axes | None = None,
     order: Sequence | None = None,
 ) -> Axes:
-    """Plot predicted against measured on logarithmic axes, with the diagonal on which both are equal.
+    """Plot predicted against measured on logarithmic axes, with the diagonal where both are equal.
 
-    Colour and marker tell the values of column `hue`, sorted, or those of `order`: give it where several panels have
-    to agree. The legend is left to the caller. Rows that are not positive or not finite are left out, since they have
-    no place on such axes.
+    Colour and marker tell the values of column `hue`, sorted, or those of `order`: give it where
+    several panels have to agree. The legend is left to the caller. Rows that are not positive or
+    not finite are left out, since they have no place on such axes.
     """
     ax = plt.gca() if ax is None else ax
-    values = table[[measured, predicted]].astype(float)
-    shown = table[((values > 0) & np.isfinite(values)).all(axis=1)]
-    names = [None] if hue is None else sorted(table[hue].unique()) if order is None else list(order)
-    colors, markers = sns.color_palette("viridis", len(names)), "osD^vPX<>"
-    for name, color, marker in zip(names, colors, itertools.cycle(markers), strict=False):
-        part = shown if hue is None else shown[shown[hue] == name]
-        if part.empty:
-            continue
-        label = None if hue is None else f"{name:g}" if isinstance(name, float) else str(name)
-        style = {"s": 22, "alpha": 0.75, "edgecolors": "white", "linewidths": 0.4}
-        ax.scatter(part[measured], part[predicted], color=color, marker=marker, label=label, **style)
-    if len(shown):
-        both = shown[[measured, predicted]].to_numpy(float)
+    _scatter(ax, table, measured, predicted, hue, order)
+    both = table[[measured, predicted]][_has_place(table, [measured, predicted])].to_numpy(float)
+    if len(both):
         ends = [both.min() / 1.3, both.max() * 1.3]
         ax.plot(ends, ends, "--", color="0.4", lw=1, zorder=0)
-    ax.set(xscale="log", yscale="log", xlabel=measured, ylabel=predicted)
+    ax.set(xlabel=measured, ylabel=predicted)
     return plain_numbers(ax)
 
 
-def plain_numbers(ax: Axes | Axis) -> Axes | Axis:
-    """Label logarithmic axes, or one of them, with 0.001, 0.01, ..., and with 2, 5 too where they span little."""
-    for axis in [ax] if isinstance(ax, Axis) else [ax.xaxis, ax.yaxis]:
-        if axis.get_scale() == "log":
-            _plain_numbers(axis)
-    return ax
+def _scatter(
+    ax: Axes, table: pd.DataFrame, x: str, y: str, hue: str | None, order: Sequence | None
+) -> None:
+    for part, style in _parts(table, [x, y], hue, order):
+        drawn = {"s": 22, "alpha": 0.75, "edgecolors": "white", "linewidths": 0.4}
+        ax.scatter(part[x], part[y], **drawn | style)
+    ax.set(xscale="log", yscale="log")
 
 
-REGIME_COLORS = {"convergence": "#56b4e9", "periodic": "#de8f05", "equilibrium": "#029e73", "divergence": "#595959"}
+def _parts(
+    table: pd.DataFrame, shown: list[str], hue: str | None, order: Sequence | None
+) -> Iterator[tuple[pd.DataFrame, dict]]:
+    """Yield the rows of each value of `hue` that can be shown, with their colour, marker, label."""
+    rows = table[_has_place(table, shown)]
+    if hue is None:
+        yield rows, {"color": "C0", "marker": "o"}
+        return
+    names = sorted(table[hue].unique()) if order is None else list(order)
+    palette = _palette(hue, names)
+    for name, color, marker in zip(names, palette, itertools.cycle(MARKERS), strict=False):
+        part = rows[rows[hue] == name]
+        if len(part):
+            yield part, {"color": color, "marker": marker, "label": _word(name)}
 
 
-def plot_regimes(regimes: xr.DataArray, ax: Axes | None = None, x: str = "lr", y: str = "weight_decay") -> Axes:
-    """Plot the regime of every run (`periods.classify_regime`) as a map over two of its coordinates, both logarithmic.
+def _palette(hue: str, names: list) -> list:
+    """Return a colour per value: a learning rate's or a regime's is that of every other figure."""
+    if hue == "lr":
+        return [colors(names)[name] for name in names]
+    if hue == "regime":
+        return [REGIME_COLORS.get(name, "black") for name in names]
+    return sns.color_palette("viridis", len(names))
 
-    Each pair of values is a cell, cut into one upright stripe per seed. What was not run stays white.
+
+def _has_place(table: pd.DataFrame, names: list[str]) -> pd.Series:
+    """Return which rows have a place on logarithmic axes: the columns are positive and finite."""
+    values = table[names].astype(float)
+    return ((values > 0) & np.isfinite(values)).all(axis=1)
+
+
+def _places(groups: pd.Series) -> tuple[pd.Series, bool]:
+    """Return where each distinct value stands, and whether that is its logarithm."""
+    values = groups.dropna().unique()
+    if pd.api.types.is_numeric_dtype(groups) and (values > 0).all():
+        values = np.sort(values)
+        return pd.Series(np.log(values), values), True
+    return pd.Series(np.arange(len(values), dtype=float), values), False
+
+
+def _word(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+# ---------------------------------------------------------------- the map of regimes
+
+
+def plot_regimes(
+    regimes: xr.DataArray, ax: Axes | None = None, x: str = "lr", y: str = "weight_decay"
+) -> Axes:
+    """Plot the regime of every run (`regimes.classify_regime`) as a map over two coordinates.
+
+    Both are logarithmic. Each pair of values is a cell, cut into one upright stripe per seed. What
+    was not run stays white.
     """
     ax = plt.gca() if ax is None else ax
     columns, rows = (_edges(np.unique(regimes[name])) for name in (x, y))
@@ -219,7 +344,7 @@ def plot_regimes(regimes: xr.DataArray, ax: Axes | None = None, x: str = "lr", y
         ax.axvline(edge, color="white", lw=1, zorder=2)
     for edge in {e for pair in rows.values() for e in pair}:
         ax.axhline(edge, color="white", lw=1, zorder=2)
-    ax.set(xscale="log", yscale="log", xlabel=_name(x), ylabel=_name(y))
+    ax.set(xscale="log", yscale="log", xlabel=label(x), ylabel=label(y))
     ax.set_xlim(min(columns.values())[0], max(columns.values())[1])
     ax.set_ylim(min(rows.values())[0], max(rows.values())[1])
     return plain_numbers(ax)
@@ -241,5 +366,40 @@ def _edges(values: np.ndarray) -> dict[float, tuple[float, float]]:
     return {float(value): (edges[i], edges[i + 1]) for i, value in enumerate(values)}
 
 
-def _name(coordinate: str) -> str:
-    return {"lr": "learning rate", "weight_decay": "weight decay", "el": "lr × wd"}.get(coordinate, coordinate)
+# ---------------------------------------------------------------- colours and numbers
+
+
+def colors(values: Sequence[float]) -> dict[float, tuple[float, float, float]]:
+    """Return a colour for each distinct value, in order: those of a line per learning rate."""
+    distinct = np.unique(values)
+    return dict(zip(distinct.tolist(), sns.color_palette("colorblind", len(distinct)), strict=True))
+
+
+def _color(results: xr.Dataset, lr: float) -> tuple[float, float, float]:
+    return colors(results.lr)[lr]
+
+
+def _by_run(lines: xr.DataArray) -> Iterator[tuple[tuple[float, int], xr.DataArray]]:
+    for run in range(lines.sizes["run"]):
+        yield (float(lines.lr[run]), int(lines.init_seed[run])), lines.isel(run=run)
+
+
+def plain_numbers(ax: Axes | Axis) -> Axes | Axis:
+    """Label logarithmic axes, or one of them, with 0.001, 0.01, ...
+
+    And with 2, 5 too where they span less than two decades.
+    """
+    for axis in [ax] if isinstance(ax, Axis) else [ax.xaxis, ax.yaxis]:
+        if axis.get_scale() == "log":
+            _number_plainly(axis)
+    return ax
+
+
+def _number_plainly(axis: Axis) -> None:
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    low, high = axis.get_data_interval()
+    if high < 100 * low:
+        axis.set_minor_locator(LogLocator(subs=(2, 5)))
+        axis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    else:
+        axis.set_minor_formatter(NullFormatter())

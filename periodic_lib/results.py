@@ -1,7 +1,9 @@
-"""Results: one labelled `xarray.Dataset` in one netCDF file that explains itself and knows when it is damaged.
+"""Results: one labelled `xarray.Dataset` in one netCDF file that explains itself and knows when it
+is damaged.
 
-A file is written beside its place and then moved there, so that an interrupted write leaves nothing behind. It
-carries the setup, versions, device, seeds, git revision, wall time, and a checksum of all values and attributes.
+A file is written beside its place and then moved there, so that an interrupted write leaves nothing
+behind. It carries the setup, versions, device, seeds, git revision, wall time, and a checksum of
+all values and attributes.
 """
 
 from __future__ import annotations
@@ -14,9 +16,8 @@ import json
 import os
 import platform
 import subprocess
-import tokenize
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import uuid
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -24,26 +25,12 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from periodic_lib.config import ConfigError, Record, Run, Setup, root
-from periodic_lib.glossary import TERMS
+from periodic_lib.config import ConfigError, Record, Run, Setup
+from periodic_lib.glossary import LABELS
+from periodic_lib.project import digest, root, write_whole
 
-CODE = ("config", "datasets", "networks", "optimizers", "metrics", "training")  # modules a result depends on
-MEASURED = ("train_loss", "weight_norm", "elr", "grad_norm", "eff_grad_norm", "angular_update", "sharpness")
-LABELS = {name: (TERMS[name].term, TERMS[name].unit) for name in MEASURED} | {  # variable -> (what it is, unit)
-    "train_loss_full": ("training loss (full set)", "nats"),
-    "train_error": ("training error", "1"),
-    "test_loss": ("test loss", "nats"),
-    "test_error": ("test error", "1"),
-    "direction": ("scale-invariant weights over their norm", "1"),
-    "test_logits": ("logits of the test examples", "1"),
-    "diverged_at": ("step at which a run left the finite numbers", "steps"),
-    "layer_weight_norm": ("weight norm of a layer", "1"),
-    "layer_grad_norm": ("gradient norm of a layer", "1"),
-    "layer_angular_update": ("angular update of a layer", "radians"),
-    "neuron_weight_norm": ("weight norm of a neuron", "1"),
-    "neuron_grad_norm": ("gradient norm of a neuron", "1"),
-    "neuron_angular_update": ("angular update of a neuron", "radians"),
-}
+ENTRY = "training"  # the module whose imports say what a result depends on
+NO_NUMBERS = {"glossary", "project", "results"}  # imported there, too: words, files and labels
 
 
 class ResultsError(ValueError):
@@ -51,16 +38,26 @@ class ResultsError(ValueError):
 
 
 def with_provenance(
-    dataset: xr.Dataset, setup: Setup, runs: Sequence[Run], record: Record, seconds: float, **facts: object
+    dataset: xr.Dataset,
+    setup: Setup,
+    runs: Sequence[Run],
+    record: Record,
+    *,
+    data_digest: str | None,
+    seconds: float,
+    **facts: object,
 ) -> xr.Dataset:
-    """Return `dataset` with labels and units on its variables and its origin in its attributes."""
+    """Return `dataset` with labels and units on its variables and its origin in its attributes.
+
+    `data_digest` is that of the data as they were loaded, if they came from a file of your own.
+    """
     for name, variable in dataset.data_vars.items():
-        variable.attrs["long_name"], variable.attrs["units"] = LABELS[name]
+        variable.attrs["long_name"], variable.attrs["units"] = LABELS[str(name)]
     created = datetime.datetime.now(datetime.UTC)
     return dataset.assign_attrs(
         setup=json.dumps(setup.to_dict()),
         record=json.dumps(record.to_dict()),
-        settings=digest(settings_of(setup, runs, record)),
+        settings=digest(settings_of(setup, runs, record, data_digest)),
         code=code_digest(),
         seconds=seconds,
         created=created.isoformat(timespec="seconds"),
@@ -73,10 +70,23 @@ def with_provenance(
 
 
 def _git_revision() -> str:
-    """Return the revision of the project, with "+" if files were changed since; "unknown" outside of git."""
+    """Return the revision of the project, with "+" if files were changed since; "unknown" outside
+    of git.
+    """
     try:
-        command = ["git", "-C", str(root()), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        command = [
+            "git",
+            "-C",
+            str(root()),
+            "describe",
+            "--always",
+            "--abbrev=12",
+            "--exclude=*",
+            "--dirty=+",
+        ]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError, ConfigError):
         return "unknown"
 
@@ -84,71 +94,103 @@ def _git_revision() -> str:
 # ---------------------------------------------------------------- fingerprints
 
 
-def digest(content: object) -> str:
-    """Return the SHA-256 of anything that JSON can hold."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def settings_of(
+    setup: Setup, runs: Sequence[Run], record: Record, data_digest: str | None = None
+) -> dict:
+    """Return everything that determines a result, without the code, ready for JSON.
+
+    `data_digest`: of a data file of your own, whose content counts, not its name
+    (`sources.own_data_digest`).
+    """
+    settings = {
+        "setup": setup.to_dict(),
+        "runs": [run.to_dict() for run in runs],
+        "record": record.to_dict(),
+    }
+    return settings if data_digest is None else settings | {"data": data_digest}
 
 
-def settings_of(setup: Setup, runs: Sequence[Run], record: Record) -> dict:
-    """Return everything that determines a result, without the code, ready for JSON."""
-    settings = {"setup": setup.to_dict(), "runs": [run.to_dict() for run in runs], "record": record.to_dict()}
-    own = Path(setup.dataset)
-    if own.suffix == ".npz" and own.is_file():  # your own data: its content counts, not its name
-        settings["data"] = hashlib.sha256(own.read_bytes()).hexdigest()
-    return settings
+def _sources() -> dict[str, str]:
+    """Return module -> source of the whole library, as it was when this module was imported."""
+    paths = sorted(Path(__file__).parent.glob("*.py"))
+    return {path.stem: path.read_text(encoding="utf-8") for path in paths}
+
+
+SOURCES = _sources()  # now: what is edited later is not what runs
 
 
 @cache
-def code_digest(modules: tuple[str, ...] = CODE) -> str:
-    """Return the SHA-256 of what the modules do: their source without comments, docstrings and blank lines.
+def code_digest(modules: tuple[str, ...] | None = None) -> str:
+    """Return the SHA-256 of what modules do: their source without comments and docstrings.
 
-    A better comment makes no result untrue.
+    None: the modules that a result depends on. A better comment makes no result untrue.
     """
-    folder = Path(__file__).parent
-    return digest([bare_source((folder / f"{module}.py").read_text(encoding="utf-8")) for module in modules])
+    modules = depends_on() if modules is None else modules
+    return digest([bare_source(SOURCES[module]) for module in modules])
+
+
+@cache
+def depends_on(entry: str = ENTRY) -> tuple[str, ...]:
+    """Return the modules that determine what `entry` computes: itself and all that it imports, and
+    so on.
+
+    >>> "networks" in depends_on(), "plots" in depends_on()
+    (True, False)
+    """
+    found, to_read = set(), [entry]
+    while to_read:
+        module = to_read.pop()
+        if module not in found | NO_NUMBERS:
+            found.add(module)
+            to_read += imported(SOURCES[module])
+    return tuple(sorted(found))
+
+
+def imported(source: str) -> list[str]:
+    """Return the modules of the library that a Python source imports, anywhere in it.
+
+    >>> imported("from periodic_lib import theory" + chr(10) + "from periodic_lib.config import
+    Run")
+    ['theory', 'config']
+    """
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("periodic_lib"):
+            tail = node.module.removeprefix("periodic_lib").strip(".")
+            found += [tail] if tail else [alias.name for alias in node.names]
+    return [module for module in found if module in SOURCES]
 
 
 def bare_source(source: str) -> str:
-    r"""Return Python source without comments, docstrings and blank lines.
+    r"""Return Python source without comments, docstrings and blank lines, in one form.
 
     >>> bare_source('"Doc."\nx = 1  # one\n\ndef f():\n    "doc"\n    return "#"\n')
-    'x = 1\ndef f():\n    return "#"'
+    "x = 1\n\ndef f():\n    return '#'"
     """
-    lines = source.splitlines()
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            row, column = token.start
-            lines[row - 1] = lines[row - 1][:column]
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(getattr(first.value, "value", None), str):
-                for row in range(first.lineno, first.end_lineno + 1):
-                    lines[row - 1] = ""
-    return "\n".join(line.rstrip() for line in lines if line.strip())
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        has_body = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        if has_body and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree)
 
 
 # ---------------------------------------------------------------- files
 
 
-@contextmanager
-def all_or_nothing(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; it takes the place of `path` at the end, or is gone if that fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def save(dataset: xr.Dataset, path: Path | str) -> Path:
-    """Write `dataset` to `path` (netCDF 4, compressed) with its checksum, all or nothing; return the path."""
-    path = Path(path)
+    """Write `dataset` to `path` (netCDF 4, compressed) with its checksum, all or nothing; return
+    the path.
+
+    Raises
+    ------
+    OSError : if it cannot be written; the file that was there is as it was.
+    """
+    path = Path(path).expanduser()
     packing = {name: {"zlib": True, "complevel": 1, "shuffle": True} for name in dataset.data_vars}
-    with all_or_nothing(path) as partial:
-        dataset.assign_attrs(sha256=checksum(dataset)).to_netcdf(partial, engine="h5netcdf", encoding=packing)
+    marked = dataset.assign_attrs(sha256=checksum(dataset))
+    # to memory first: HDF5 does not survive a disk that fills up while it writes
+    write_whole(path, bytes(marked.to_netcdf(engine="h5netcdf", encoding=packing)))
     return path
 
 
@@ -158,16 +200,24 @@ def load(path: Path | str) -> xr.Dataset:
     Raises
     ------
     FileNotFoundError : if there is none.
-    ResultsError : if it cannot be read, or its values are not those that were written.
+    ConfigError : if it may not be read.
+    ResultsError : if it is damaged: it is no result, or its values are not those that were written.
     """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"no results at {path}: make them with `periodic run`.")
+    path = Path(path).expanduser()
     try:
-        with xr.open_dataset(path, engine="h5netcdf") as stored:
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"no results at {path}: make them with `periodic run`.") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
+    try:
+        with xr.open_dataset(io.BytesIO(content), engine="h5netcdf") as stored:
             dataset = stored.load()
     except Exception as error:  # h5py, h5netcdf and xarray raise many kinds for a damaged file
-        raise ResultsError(f"{path} cannot be read ({type(error).__name__}): damaged or not a result file.") from error
+        kind = type(error).__name__
+        raise ResultsError(
+            f"{path} cannot be read ({kind}): damaged or not a result file."
+        ) from error
     written = dataset.attrs.pop("sha256", None)
     if written != checksum(dataset):
         raise ResultsError(f"{path} is damaged: its values do not match its checksum.")
@@ -175,22 +225,29 @@ def load(path: Path | str) -> xr.Dataset:
 
 
 def checksum(dataset: xr.Dataset) -> str:
-    """Return the SHA-256 of all names, values and attributes of `dataset`."""
-    digest = hashlib.sha256()
+    """Return the SHA-256 of all names, values, labels and attributes of `dataset`."""
+    state = hashlib.sha256()
     for name in sorted(map(str, dataset.variables)):
         variable = dataset.variables[name]
         values = np.ascontiguousarray(variable.values)
-        digest.update(f"{name}{variable.dims}{values.dtype.str}{values.shape}".encode())
-        digest.update(values.tobytes())
-    attributes = {name: str(value) for name, value in dataset.attrs.items()}
-    digest.update(json.dumps(attributes, sort_keys=True).encode())
-    return digest.hexdigest()
+        state.update(f"{name}{variable.dims}{values.dtype.str}{values.shape}".encode())
+        state.update(values.tobytes())
+        state.update(_text(variable.attrs))
+    state.update(_text(dataset.attrs))
+    return state.hexdigest()
+
+
+def _text(attributes: dict) -> bytes:
+    """Return attributes in one form, whatever order and types a file gives them."""
+    return json.dumps(
+        {name: str(value) for name, value in attributes.items()}, sort_keys=True
+    ).encode()
 
 
 def set_aside(path: Path) -> Path:
     """Rename a damaged file so that nothing is lost; return its new path."""
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S")
-    aside = path.with_name(f"{path.name}.damaged-{stamp}")
+    aside = path.with_name(f"{path.name}.damaged-{stamp}-{uuid.uuid4().hex[:6]}")
     os.replace(path, aside)
     return aside
 
@@ -232,13 +289,41 @@ def sel(dataset: xr.Dataset, **values: float) -> xr.Dataset:
     return dataset.isel(run=chosen)
 
 
-def tidy(dataset: xr.Dataset, *names: str) -> pd.DataFrame:
-    """Return a long table for seaborn: one row per run and step, the runs' parameters as columns."""
-    return dataset[list(names)].to_dataframe().reset_index()
+def join(*datasets: xr.Dataset, steps: int | None = None) -> xr.Dataset:
+    """Return the runs of several results as one, with what all of them recorded at every step, up
+    to `steps`.
+
+    None: as many steps as the shortest has. `seconds` adds up; other attributes stay where all
+    agree.
+
+    Raises
+    ------
+    ConfigError : if they were not recorded at the same steps, or one is shorter than `steps`.
+
+    >>> one = xr.Dataset({"train_loss": (("run", "step"), [[3.0, 2.0, 1.0]])}, {"step": [0, 1, 2]})
+    >>> two = one.isel(step=slice(2)).assign_attrs(seconds=1.0)
+    >>> join(one.assign_attrs(seconds=2.0), two).train_loss.shape
+    (2, 2)
+    """
+    shortest = min(int(one.step[-1]) + 1 for one in datasets)
+    steps = shortest if steps is None else steps
+    parts = [one.drop_dims(set(one.dims) - {"run", "step"}) for one in datasets]
+    parts = [one.sel(step=slice(0, steps - 1)) for one in parts]
+    if steps > shortest or any(not one.step.equals(parts[0].step) for one in parts):
+        raise ConfigError(
+            f"`datasets` must be recorded at the same steps, up to {steps}; "
+            f"the shortest has {shortest}."
+        )
+    joined = xr.concat(
+        parts, "run", data_vars="minimal", combine_attrs="drop_conflicts", join="exact"
+    )
+    seconds = sum(one.attrs["seconds"] for one in datasets)
+    return joined.assign_coords(run=np.arange(joined.sizes["run"])).assign_attrs(seconds=seconds)
 
 
 def published(name: str) -> pd.DataFrame:
-    """Return a table of published values, data/published/<name>.csv; data/README.md says where each comes from.
+    """Return a table of published values, data/published/<name>.csv; data/README.md says where each
+    comes from.
 
     >>> published("lobacheva2021_jumps").groupby("learning_rate").size().to_dict()
     {0.01: 4, 0.03: 15}

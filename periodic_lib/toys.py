@@ -1,10 +1,11 @@
-r"""Two toy models that train in periods: the smallest scale-invariant losses with weight decay, exact and quick.
+r"""Two toy models that train in periods: the smallest scale-invariant losses with weight decay.
 
-Toy A, `circle_orbit`: two weights, so the direction lives on a circle; gradient descent; for the stability edge.
-Toy B, `SphereToy`: three weights, so the direction lives on a sphere; a batch-normalized neuron trained by SGD, which
-shows every regime of a network. Its results have the form of `training.train`'s, so that plots and the period finder
-take them. Both are NumPy only, and toy B uses random numbers that any language can make: the book's simulator is the
-same model in JavaScript.
+Toy A, `circle_orbit`: two weights, so the direction lives on a circle; gradient descent; for the
+stability edge. Toy B, `SphereToy`: three weights, so the direction lives on a sphere; a
+batch-normalized neuron trained by SGD, which shows every regime of a network. Its results have the
+form of `training.train`'s, so that plots and the period finder take them. Both are NumPy only, and
+toy B uses random numbers that any language can make: the book's simulator is the same model in
+JavaScript.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from periodic_lib.config import DTYPES, ConfigError, integer, number, one_of
 
 
 def circle_orbit(
-    el: float,
+    lr_wd: float,
     steps: int,
     frequency: float = 1.0,
     phi: float = 1e-3,
@@ -31,18 +32,19 @@ def circle_orbit(
     floor: float = 0.0,
     seed: int = 0,
 ) -> xr.Dataset:
-    r"""Return the orbit of toy A: F(phi) = (1 - cos k phi) / k on a circle, the smallest scale-invariant loss.
+    r"""Return the orbit of toy A: the loss (1 - cos k phi) / k on a circle, the smallest there is.
 
-    phi' = phi - arctan(Phi sin k phi) + noise,   Phi' = Phi / (a^2 (1 + Phi^2 sin^2 k phi)): exactly gradient descent
-    with weight decay in the plane, without ever forming the weights. k = `frequency`; its sharpness is h = k.
+    phi' = phi - arctan(Phi sin k phi) + noise,   Phi' = Phi / (a^2 (1 + Phi^2 sin^2 k phi)):
+    exactly gradient descent with weight decay in the plane, without ever forming the weights.
+    k = `frequency`; its sharpness is h = k.
 
     Parameters
     ----------
-    el : learning rate times weight decay.
+    lr_wd : learning rate times weight decay.
     steps : number of steps.
     phi, sphere_step : where the orbit starts.
-    floor : standard deviation of a normal perturbation of phi at every step. With none, an orbit that underflows to
-        phi = 0 stays there for ever.
+    floor : standard deviation of a normal perturbation of phi at every step. With none, an orbit
+        that underflows to phi = 0 stays there for ever.
     seed : of the perturbation.
 
     Returns
@@ -53,23 +55,25 @@ def circle_orbit(
     ------
     ConfigError : for a value that cannot be used.
 
-    >>> orbit = circle_orbit(el=1e-3, steps=2000, phi=1e-9, sphere_step=0.9)
+    >>> orbit = circle_orbit(lr_wd=1e-3, steps=2000, phi=1e-9, sphere_step=0.9)
     >>> left = np.flatnonzero(np.abs(orbit.phi) >= 1e-9)[1]  # as far out again as it had come in
-    >>> round(float(orbit.x[left]), 2)  # in the limit of small el: 6.80, see `theory.exit_without_noise`
+    >>> round(float(orbit.x[left]), 2)  # `theory.exit_without_noise`: 6.80 as lr_wd -> 0
     6.82
     """
-    el = number("el", el, "a number from 0 to below 1", 0, 1)
+    lr_wd = number("lr_wd", lr_wd, "a number from 0 to below 1", 0, 1)
     steps = integer("steps", steps, "a whole number of at least 1", low=1)
-    noise = number("floor", floor, "a number from 0", 0, float("inf")) * np.random.default_rng(seed).normal(size=steps)
-    k, shrink = number("frequency", frequency, "a positive number", 0, float("inf"), low_open=True), (1 - el) ** 2
+    floor = number("floor", floor, "a number from 0", 0, float("inf"))
+    k = number("frequency", frequency, "a positive number", 0, float("inf"), low_open=True)
+    noise, shrink = floor * np.random.default_rng(seed).normal(size=steps), (1 - lr_wd) ** 2
     angles, sizes = np.empty(steps), np.empty(steps)
     for t in range(steps):
         angles[t], sizes[t] = phi, sphere_step
-        turn = sphere_step * np.sin(k * phi)  # tan of the step's angle
-        phi += noise[t] - np.arctan(turn)
-        sphere_step /= shrink * (1 + turn * turn)
+        tangent = sphere_step * np.sin(k * phi)  # of the step's angle
+        phi += noise[t] - np.arctan(tangent)
+        sphere_step /= shrink * (1 + tangent * tangent)
     variables = {"phi": ("step", angles), "sphere_step": ("step", sizes), "x": ("step", k * sizes)}
-    return xr.Dataset(variables, {"step": np.arange(steps)}, {"el": el, "frequency": k, "floor": floor})
+    parameters = {"lr_wd": lr_wd, "frequency": k, "floor": floor}
+    return xr.Dataset(variables, {"step": np.arange(steps)}, parameters)
 
 
 # ---------------------------------------------------------------- toy B: a sphere
@@ -78,10 +82,11 @@ POINT_STREAM, BATCH_STREAM, START_STREAM = 1, 2, 3  # what random numbers are us
 
 
 def random_numbers(seed: ArrayLike, stream: int, counter: ArrayLike) -> NDArray[np.float64]:
-    r"""Return numbers from 0 to below 1 that depend on (seed, stream, counter) only, the same in any language.
+    r"""Return numbers from 0 to below 1 that depend on (seed, stream, counter) only.
 
-    The 32-bit finalizer of MurmurHash3 (A. Appleby, public domain), applied to the stream and seed, then to their
-    hash plus the counter times 0x9E3779B9; divided by 2^32.
+    They are the same in any language: the 32-bit finalizer of MurmurHash3 (A. Appleby, public
+    domain), applied to the stream and seed, then to their hash plus the counter times 0x9E3779B9;
+    divided by 2^32.
 
     >>> random_numbers(seed=0, stream=1, counter=[0, 1]).round(6).tolist()
     [0.665014, 0.827433]
@@ -98,13 +103,13 @@ def random_numbers(seed: ArrayLike, stream: int, counter: ArrayLike) -> NDArray[
 
 
 def _on_sphere(height: np.ndarray, azimuth: np.ndarray) -> np.ndarray:
-    """Return the unit vectors (..., 3) with these first components, at these angles around the first axis."""
+    """Return unit vectors (..., 3) of these first components and angles around the first axis."""
     radius = np.sqrt(1 - height * height)
     return np.stack([height, radius * np.cos(azimuth), radius * np.sin(azimuth)], axis=-1)
 
 
 def _log_loss(w: np.ndarray, x: np.ndarray, gain: float) -> tuple[float, np.ndarray]:
-    """Return the logarithm of toy B's loss at w and its gradient (the loss's own is tiny where the loss is)."""
+    """Return ln of toy B's loss at w, and its gradient; the loss's own vanishes with the loss."""
     size = np.linalg.norm(w)
     u = w / size
     score = gain * x @ u
@@ -115,17 +120,18 @@ def _log_loss(w: np.ndarray, x: np.ndarray, gain: float) -> tuple[float, np.ndar
 
 @dataclass(frozen=True)
 class SphereToy:
-    r"""Toy B: one batch-normalized neuron with a frozen head, three weights, so that the direction lives on a sphere.
+    r"""Toy B: one batch-normalized neuron with a frozen head; its direction lives on a sphere.
 
-    loss_i(w) = ln(1 + exp(-gamma <x_i, w> / sqrt(|w|^2 + eps))), with the label's sign inside x_i; SGD on `batch`
-    points drawn with replacement (all of them if `batch` = `points`) with coupled weight decay:
-    w' = (1 - el) w - eta grad. eta = el / lambda.
+    loss_i(w) = ln(1 + exp(-gamma <x_i, w> / sqrt(|w|^2 + eps))), with the label's sign inside x_i;
+    SGD on `batch` points drawn with replacement (all of them if `batch` = `points`) with coupled
+    weight decay: w' = (1 - eta lambda) w - eta grad.
 
     Parameters (each a number, or an array with one entry per run)
     ----------
-    el : learning rate times weight decay.
+    lr_wd : learning rate times weight decay.
     gain : gamma, the gain of the head.
-    margin : every point has <x_i, e_1> of at least this much, so that the loss can be made small; 0 to below 1.
+    margin : every point has <x_i, e_1> of at least this much, so that the loss can be made small; 0
+        to below 1.
     flipped : fraction of the points whose label is wrong (the first ones).
     batch : points of a step.
     eps : batch normalization's epsilon.
@@ -133,19 +139,21 @@ class SphereToy:
     points : number of points, the same for all runs.
     weight_decay : lambda.
     elr_start : effective learning rate at the start.
-    lr : train at this learning rate without weight decay; `el` and `weight_decay` are then not used.
-    dtype : "float64", or "float32" to compute every step in 32 bits (points and start are the same, rounded once).
+    lr : train at this learning rate without weight decay; `lr_wd` and `weight_decay` are then not
+        used.
+    dtype : "float64", or "float32" to compute every step in 32 bits (points and start are the same,
+        rounded once).
 
     Raises
     ------
     ConfigError : for a value that cannot be used.
 
-    >>> orbit = SphereToy(el=1e-2).run(2000)
+    >>> orbit = SphereToy(lr_wd=1e-2).run(2000)
     >>> bool(orbit.train_loss.min() < 0.01 and orbit.train_loss.max() > 1)
     True
     """
 
-    el: ArrayLike = 1e-3
+    lr_wd: ArrayLike = 1e-3
     gain: ArrayLike = 30.0
     margin: ArrayLike = 0.05
     flipped: ArrayLike = 0.0
@@ -161,34 +169,39 @@ class SphereToy:
     def __post_init__(self):
         one_of("dtype", self.dtype, DTYPES)
         inf = float("inf")
-        for value in np.ravel(self.el):
-            number("el", value, "a number above 0 and below 1", 0, 1, low_open=True)
-        for name, low, high in (("gain", 0, inf), ("margin", 0, 1), ("flipped", 0, 1), ("eps", 0, inf)):
+        ranges = {"gain": (0, inf), "margin": (0, 1), "flipped": (0, 1), "eps": (0, inf)}
+        for value in np.ravel(self.lr_wd):
+            number("lr_wd", value, "a number above 0 and below 1", 0, 1, low_open=True)
+        for name, (low, high) in ranges.items():
             for value in np.ravel(getattr(self, name)):
                 number(name, value, f"a number from {low} to below {high}", low, high)
         points = integer("points", self.points, "a whole number of at least 1", low=1)
         for value in np.ravel(self.batch):
             if not 1 <= integer("batch", value, "a whole number", low=1) <= points:
-                raise ConfigError(f"`batch` must be a whole number from 1 to `points` = {points}; got {value!r}.")
+                raise ConfigError(
+                    f"`batch` must be a whole number from 1 to `points` = {points}; got {value!r}."
+                )
 
     @cached_property
     def _columns(self) -> dict[str, np.ndarray]:
         """The parameters, one entry per run."""
-        names = ("el", "gain", "margin", "flipped", "batch", "eps", "seed")
-        return dict(zip(names, np.broadcast_arrays(*(np.atleast_1d(getattr(self, n)) for n in names)), strict=True))
+        names = ("lr_wd", "gain", "margin", "flipped", "batch", "eps", "seed")
+        values = np.broadcast_arrays(*(np.atleast_1d(getattr(self, name)) for name in names))
+        return dict(zip(names, values, strict=True))
 
     @cached_property
     def learning_rate(self) -> np.ndarray:
         """eta of every run."""
-        el = self._columns["el"].astype(float)
-        return el / self.weight_decay if self.lr is None else np.full_like(el, self.lr)
+        lr_wd = self._columns["lr_wd"].astype(float)
+        return lr_wd / self.weight_decay if self.lr is None else np.full_like(lr_wd, self.lr)
 
     @cached_property
     def x(self) -> np.ndarray:
         """The points of every run, with their label's sign, shape (runs, points, 3)."""
         column, number_of = self._columns, np.arange(self.points)
         seed = column["seed"][:, None]
-        u, v = (random_numbers(seed, POINT_STREAM, 2 * number_of + k) for k in (0, 1))  # (runs, points)
+        drawn = (random_numbers(seed, POINT_STREAM, 2 * number_of + k) for k in (0, 1))
+        u, v = drawn  # (runs, points)
         height = column["margin"][:, None] + (1 - column["margin"][:, None]) * u
         x = _on_sphere(height, 2 * np.pi * v)
         wrong = number_of < np.round(column["flipped"][:, None] * self.points)
@@ -205,27 +218,30 @@ class SphereToy:
     def batches(self, step: int) -> np.ndarray:
         """Return the points of one step, shape (runs, largest batch)."""
         size = int(self._columns["batch"].max())
-        drawn = random_numbers(self._columns["seed"][:, None], BATCH_STREAM, step * self.points + np.arange(size))
+        seed, counter = self._columns["seed"][:, None], step * self.points + np.arange(size)
+        drawn = random_numbers(seed, BATCH_STREAM, counter)
         return (drawn * self.points).astype(int)
 
     def losses(self, direction: np.ndarray) -> np.ndarray:
-        """Return the loss on all points at unit vectors (..., 3) of the first run; for drawing it on the sphere."""
+        """Return the first run's loss on all points at unit vectors (..., 3), for a map."""
         score = self._columns["gain"][0] * np.asarray(direction) @ self.x[0].T
         return np.logaddexp(0, -score).mean(axis=-1)
 
     def minimum(self) -> xr.Dataset:
-        r"""Return, for every run, where on the sphere the loss is smallest, and what training meets there (eps = 0).
+        r"""Return what training meets where the loss is smallest, for every run (eps = 0).
 
         Returns
         -------
-        data set (run): `train_loss`; `sharpness` h, the largest eigenvalue of the Hessian on the sphere;
-        `eff_grad_norm`, root mean square over batches: sqrt(E|g~_i|^2 / batch) with replacement, 0 for the full batch.
+        data set (run): `train_loss`; `sharpness` h, the largest eigenvalue of the Hessian on the
+        sphere; `eff_grad_norm`, root mean square over batches: sqrt(E|g~_i|^2 / batch) with
+        replacement, 0 for the full batch.
 
         >>> float(SphereToy(flipped=0.25).minimum().train_loss.round(2)[0])
         1.76
         """
         column, rows = self._columns, []
-        for x, gain, batch in zip(self.x, column["gain"].astype(float), column["batch"], strict=True):
+        gains, batches = column["gain"].astype(float), column["batch"]
+        for x, gain, batch in zip(self.x, gains, batches, strict=True):
             found = [
                 minimize(_log_loss, start, (x, gain), jac=True, tol=1e-9)
                 for start in (*np.eye(3), -np.eye(3)[0], x.mean(0))
@@ -235,24 +251,28 @@ class SphereToy:
             across = np.eye(3) - np.outer(u, u)
             score = gain * x @ u
             wrong = 1 / (1 + np.exp(score))
-            hessian = gain**2 * (x.T * (wrong * (1 - wrong))) @ x / len(x) + (wrong * score).mean() * np.eye(3)
+            hessian = gain**2 * (x.T * (wrong * (1 - wrong))) @ x / len(x)
+            hessian += (wrong * score).mean() * np.eye(3)
+            sharpness = np.linalg.eigvalsh(across @ hessian @ across)[-1]
             single = np.square(gain * wrong[:, None] * (x @ across)).sum(axis=1).mean()
             noise = 0.0 if batch == self.points else np.sqrt(single / batch)
-            rows.append((np.exp(best.fun), np.linalg.eigvalsh(across @ hessian @ across)[-1], noise))
+            rows.append((np.exp(best.fun), sharpness, noise))
         names = ("train_loss", "sharpness", "eff_grad_norm")
-        return xr.Dataset({name: ("run", np.array(v)) for name, v in zip(names, zip(*rows, strict=True), strict=True)})
+        columns = zip(names, np.array(rows).T, strict=True)
+        return xr.Dataset({name: ("run", values) for name, values in columns})
 
     def run(self, steps: int) -> xr.Dataset:
         """Return `steps` steps of all runs, in the form of `training.train`'s result.
 
         Returns
         -------
-        data set (run, step), taken before each step: `train_loss` (all points), `batch_loss`, `weight_norm`, `elr`,
-        `grad_norm`, `eff_grad_norm` (of the batch), `angular_update`; `direction` (run, step, axis). Coordinates of
-        `run`: the parameters, `lr`, `weight_decay`.
+        data set (run, step), taken before each step: `train_loss` (all points), `batch_loss`,
+        `weight_norm`, `elr`, `grad_norm`, `eff_grad_norm` (of the batch), `angular_update`;
+        `direction` (run, step, axis). Coordinates of `run`: the parameters, `lr`, `weight_decay`.
         """
         column = self._columns
-        used = np.arange(int(column["batch"].max())) < column["batch"][:, None]  # (runs, largest batch)
+        place = np.arange(int(column["batch"].max()))
+        used = place < column["batch"][:, None]  # (runs, largest batch)
         whole = (column["batch"] == self.points)[:, None]
         eta = self.learning_rate[:, None]
         shrink = 1 - eta * self.weight_decay if self.lr is None else np.ones_like(eta)
@@ -260,7 +280,8 @@ class SphereToy:
         exact = (self.x, self.start, eta, shrink, weight, column["gain"][:, None], column["eps"])
         x, w, eta, shrink, weight, gain, eps = (np.asarray(value, self.dtype) for value in exact)
         row = np.arange(len(w))[:, None]
-        kept = {name: np.empty((len(w), steps)) for name in ("train_loss", "batch_loss", "grad_norm")}
+        measured = ("train_loss", "batch_loss", "grad_norm")
+        kept = {name: np.empty((len(w), steps)) for name in measured}
         weights = np.empty((steps + 1, len(w), 3))
         for t in range(steps):
             weights[t] = w
@@ -271,9 +292,11 @@ class SphereToy:
             score = gain * np.einsum("rpa,ra->rp", x, u)  # (runs, points)
             loss = np.logaddexp(0, -score)
             miss = weight / (1 + np.exp(score[row, index]))
-            downhill = gain * np.einsum("rb,rba->ra", miss, x[row, index])  # minus the gradient on the sphere
+            # minus the gradient on the sphere
+            downhill = gain * np.einsum("rb,rba->ra", miss, x[row, index])
             gradient = (u * np.einsum("ra,ra->r", u, downhill)[:, None] - downhill) / scale
-            kept["train_loss"][:, t], kept["batch_loss"][:, t] = loss.mean(1), (weight * loss[row, index]).sum(1)
+            kept["train_loss"][:, t] = loss.mean(1)
+            kept["batch_loss"][:, t] = (weight * loss[row, index]).sum(1)
             kept["grad_norm"][:, t] = np.sqrt(np.einsum("ra,ra->r", gradient, gradient))
             w = shrink * w - eta * gradient
         weights[steps] = w
@@ -281,16 +304,26 @@ class SphereToy:
 
     def _dataset(self, weights: np.ndarray, kept: dict[str, np.ndarray]) -> xr.Dataset:
         norm = np.linalg.norm(weights, axis=-1)  # (steps + 1, runs)
-        cosine = np.einsum("tra,tra->tr", weights[:-1], weights[1:]) / (norm[:-1] * norm[1:])
-        sine = np.linalg.norm(np.cross(weights[:-1], weights[1:]), axis=-1) / (norm[:-1] * norm[1:])
+        product = norm[:-1] * norm[1:]
+        cosine = np.einsum("tra,tra->tr", weights[:-1], weights[1:]) / product
+        sine = np.linalg.norm(np.cross(weights[:-1], weights[1:]), axis=-1) / product
         rho = norm[:-1].T
-        values = {name: kept[name] for name in ("train_loss", "batch_loss", "grad_norm")}
-        values |= {"weight_norm": rho, "elr": self.learning_rate[:, None] / rho**2}
-        values |= {"eff_grad_norm": rho * kept["grad_norm"], "angular_update": np.arctan2(sine, cosine).T}
+        values = kept | {
+            "weight_norm": rho,
+            "elr": self.learning_rate[:, None] / rho**2,
+            "eff_grad_norm": rho * kept["grad_norm"],
+            "angular_update": np.arctan2(sine, cosine).T,
+        }
         variables = {name: (("run", "step"), value) for name, value in values.items()}
-        variables["direction"] = (("run", "step", "axis"), (weights[:-1] / norm[:-1, :, None]).transpose(1, 0, 2))
+        direction = (weights[:-1] / norm[:-1, :, None]).transpose(1, 0, 2)
+        variables["direction"] = (("run", "step", "axis"), direction)
         decay = self.weight_decay if self.lr is None else 0.0
-        coordinates = {name: ("run", value) for name, value in self._columns.items()}
-        coordinates |= {"lr": ("run", self.learning_rate), "weight_decay": ("run", np.full(len(weights[0]), decay))}
-        coordinates |= {"momentum": ("run", np.zeros(len(weights[0]))), "init_seed": ("run", self._columns["seed"])}
-        return xr.Dataset(variables, {"run": np.arange(len(weights[0])), "step": np.arange(len(rho.T)), **coordinates})
+        columns = self._columns | {
+            "lr": self.learning_rate,
+            "weight_decay": np.full(len(rho), decay),
+            "momentum": np.zeros(len(rho)),
+            "init_seed": self._columns["seed"],
+        }
+        coordinates = {name: ("run", value) for name, value in columns.items()}
+        places = {"run": np.arange(len(rho)), "step": np.arange(rho.shape[1])}
+        return xr.Dataset(variables, places | coordinates)

@@ -12,4 +12,5 @@ def _own_folders(tmp_path, monkeypatch):
     monkeypatch.setenv("PERIODIC_RECORDS", str(tmp_path / "records"))
     monkeypatch.delenv("PERIODIC_PROGRESS", raising=False)
     monkeypatch.delenv("PERIODIC_ROOT", raising=False)
+    monkeypatch.delenv("PERIODIC_SEED_SHIFT", raising=False)
     monkeypatch.setenv("PERIODIC_OFFLINE", "1")

@@ -11,8 +11,6 @@ They read the records that the chapters wrote when they were executed ($PERIODIC
 published is a warning, and so fails the build.
 """
 
-import json
-import os
 from pathlib import Path
 
 from docutils import nodes
@@ -26,13 +24,9 @@ logger = logging.getLogger(__name__)
 
 def record(env, chapter):
     """Return what a chapter said, or None; the page that asks is read again when the record changes."""
-    path = Path(os.environ["PERIODIC_RECORDS"]) / f"{chapter}.json"
+    path = claims.record_path(chapter)
     env.note_dependency(str(path))
-    return (
-        json.loads(path.read_text(encoding="utf-8"))
-        if path.exists()
-        else None
-    )
+    return claims.read_record(path) if path.exists() else None
 
 
 class ResultRole(SphinxRole):

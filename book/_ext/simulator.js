@@ -11,13 +11,13 @@
 
   /* Each shows its regime; they differ in one parameter from `periodic`. `speed` is in steps per frame. */
   const PRESETS = {
-    converges: { el: 1e-5, flipped: 0, speed: 100 },
-    periodic: { el: 10 ** -2.5, flipped: 0, speed: 10 },
-    equilibrium: { el: 10 ** -2.5, flipped: 0.25, speed: 10 },
+    converges: { lrWd: 1e-5, flipped: 0, speed: 100 },
+    periodic: { lrWd: 10 ** -2.5, flipped: 0, speed: 10 },
+    equilibrium: { lrWd: 10 ** -2.5, flipped: 0.25, speed: 10 },
   };
 
   const DEFAULTS = {
-    el: 1e-3, // learning rate times weight decay
+    lrWd: 1e-3, // learning rate times weight decay
     gain: 30,
     margin: 0.05,
     flipped: 0,
@@ -63,14 +63,14 @@
       this.steps = 0;
       this.direction = new Float64Array(3);
       this.change({ ...DEFAULTS, ...parameters });
-      this.rate = this.el / this.weightDecay;
+      this.rate = this.lrWd / this.weightDecay;
       this.weights = this.#start();
     }
 
-    /* Go on with other parameters; a new `el` is a new weight decay, so that nothing jumps. */
+    /* Go on with other parameters; a new `lrWd` is a new weight decay, so that nothing jumps. */
     change(parameters) {
       Object.assign(this, parameters);
-      if (this.rate) this.weightDecay = this.el / this.rate;
+      if (this.rate) this.weightDecay = this.lrWd / this.rate;
       this.#placePoints();
       this.chosen = new Int32Array(this.batch).map((_, place) => place);
     }
@@ -200,9 +200,9 @@
 
   /* Judges a run from what it was shown, by the definitions of `periods`. */
   class Judge {
-    constructor(el) {
-      this.el = el;
-      this.balance = Math.tan(Math.acos(1 - el));
+    constructor(lrWd) {
+      this.lrWd = lrWd;
+      this.balance = Math.tan(Math.acos(1 - lrWd));
       this.ratios = new Series();
       this.levels = new Series(); // ln rho^2
       this.changes = new Series(); // of ln rho^2
@@ -287,19 +287,19 @@
       if (!seen && this.steps < this.#wait(1)) return "too early to say";
       if (this.ratios.median(this.steps >> 1) ** 2 >= EQUILIBRIUM_SHARE) return "equilibrium";
       if (seen) return "periodic";
-      if (this.steps < this.#wait(4)) return "too early to say"; // a period takes about 2 / el to 4 / el
+      if (this.steps < this.#wait(4)) return "too early to say"; // a period takes about 2 / lrWd to 4 / lrWd
       return this.#paid() >= EQUILIBRIUM_SHARE ? "equilibrium" : "convergence";
     }
 
     /* Growth over decay of the norm in the second half of the steps. */
     #paid() {
       const half = this.steps >> 1;
-      const decay = -2 * (this.steps - 1 - half) * Math.log1p(-this.el);
+      const decay = -2 * (this.steps - 1 - half) * Math.log1p(-this.lrWd);
       return 1 + (this.level - this.levels.at(half)) / decay;
     }
 
     #wait(decays) {
-      return Math.min(Math.max(decays / this.el, 200), RECORD); // steps; in 1 / el of them rho^2 decays by e^2
+      return Math.min(Math.max(decays / this.lrWd, 200), RECORD); // steps; in 1 / lrWd of them rho^2 decays by e^2
     }
   }
 
@@ -311,13 +311,13 @@
 
   const BUCKETS = 600;
   const TRAIL = 800; // points
-  const WINDOW = 16; // steps that are shown, in 1 / el: some five periods
+  const WINDOW = 16; // steps that are shown, in 1 / lrWd: some five periods
   const FRAME = 12; // milliseconds of simulation in a frame, at most
 
   /* The last steps in at most 600 buckets: ranges of norm and loss, and sums for the phase diagram. */
   class History {
-    constructor(el) {
-      this.longest = Math.ceil(WINDOW / el / BUCKETS); // steps of a bucket
+    constructor(lrWd) {
+      this.longest = Math.ceil(WINDOW / lrWd / BUCKETS); // steps of a bucket
       this.width = 1;
       this.buckets = [];
       this.marks = []; // steps at which parameters changed
@@ -376,8 +376,8 @@
 
   /* The directions of about the last period, oldest first. */
   class Trail {
-    constructor(el) {
-      this.stride = Math.max(1, Math.round(2 / el / TRAIL));
+    constructor(lrWd) {
+      this.stride = Math.max(1, Math.round(2 / lrWd / TRAIL));
       this.points = [];
     }
 
@@ -536,11 +536,11 @@
     picture.context.restore();
   }
 
-  function drawPhases(picture, history, el) {
+  function drawPhases(picture, history, lrWd) {
     const path = history.path();
     const rangeOf = (k) => path.reduce((range, point) => (widen(range, point[k], point[k]), range), [Infinity, 0]);
     const ranges = path.length ? [rangeOf(0), rangeOf(1)] : [[0.01, 1], [0.01, 1]];
-    const balance = (1 - el) * Math.tan(Math.acos(1 - el)); // effective learning rate times gradient norm
+    const balance = (1 - lrWd) * Math.tan(Math.acos(1 - lrWd)); // effective learning rate times gradient norm
     const ends = [ranges[0][0] / 2, ranges[0][1] * 2];
     widen(ranges[1], balance / ranges[0][1], balance / ranges[0][1]);
     const { x, y } = drawAxes(picture, "effective gradient norm (dashed: balance)", "effective learning rate",
@@ -679,7 +679,7 @@
   const power = (position) => 10 ** position;
 
   const SLIDERS = [
-    { name: "el", label: "learning rate \u00d7 weight decay", low: -5, high: -0.5, by: 0.1, value: power, position: Math.log10 },
+    { name: "lrWd", label: "learning rate \u00d7 weight decay", low: -5, high: -0.5, by: 0.1, value: power, position: Math.log10 },
     { name: "gain", label: "head gain", low: 5, high: 50, by: 1 },
     { name: "margin", label: "margin", low: 0, high: 0.5, by: 0.05 },
     { name: "flipped", label: "flipped labels", low: 0, high: 0.5, by: 0.0625, show: (value) => `${whole(value * 16)} of 16` },
@@ -840,16 +840,16 @@
       this.request();
     }
 
-    /* Go on from the present weights with another value; what was judged and plotted of another `el` is dropped. */
+    /* Go on from the present weights with another value; what was judged and plotted of another `lrWd` is dropped. */
     change(name, value) {
       this.parameters[name] = value;
       this.#showParameters();
       if (name === "speed") return;
       this.#press(null);
       this.toy.change({ [name]: value });
-      if (name === "el") this.#forget();
+      if (name === "lrWd") this.#forget();
       else this.history.marks.push(this.toy.steps);
-      this.judge = new Judge(this.parameters.el);
+      this.judge = new Judge(this.parameters.lrWd);
       this.sphere.forget();
       this.request();
     }
@@ -870,10 +870,10 @@
     }
 
     #forget() {
-      const { el } = this.parameters;
-      this.judge = new Judge(el);
-      this.history = new History(el);
-      this.trail = new Trail(el);
+      const { lrWd } = this.parameters;
+      this.judge = new Judge(lrWd);
+      this.history = new History(lrWd);
+      this.trail = new Trail(lrWd);
       this.sphere.forget();
     }
 
@@ -920,7 +920,7 @@
       this.sphere.draw(pictures.sphere, toy, this.trail);
       drawSeries(pictures.loss, history, "loss", "training loss");
       drawSeries(pictures.norm, history, "norm", "weight norm");
-      drawPhases(pictures.phases, history, toy.el);
+      drawPhases(pictures.phases, history, toy.lrWd);
       this.#read();
       this.statusTimer ||= setTimeout(() => {
         this.statusTimer = 0;

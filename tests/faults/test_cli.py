@@ -7,9 +7,10 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
-from periodic_lib import claims, cli, experiments, notebooks, results
+from periodic_lib import book, chapters, cli, execution, experiments, notebooks, regimes, results
 
 ROOT = Path(__file__).parents[2]
 BAD = [
@@ -31,6 +32,13 @@ BAD = [
     (["periodic_behavior", "--keep", "--set", "lr=0.3"], "`--set` may change only `dataset`"),
     (["periodic_behavior", "--set", "lr"], "`--set` must be NAME=VALUE"),
     (["periodic_behavior", "--set", "lr=[1,"], "`--set lr` must be a number"),
+    *(
+        (["periodic_behavior", "--set", f"lr={text}"], "`--set lr` must be a number")
+        for text in ("2001-99-99", "2001-01-01 99:00:00", "0b_", "0x_", "!!int x", "!!float abc", "!!timestamp x")
+    ),
+    (["periodic_behavior", "--set", "lr=" + 5000 * "1"], "`--set lr` must be a number"),
+    (["periodic_behavior", "--set", "lr=" + 3000 * "["], "`--set lr` must be a number"),
+    (["periodic_behavior", "--set", "lr={a: 1}"], "`lr` must be a positive number"),
 ]
 
 
@@ -42,6 +50,7 @@ def test_bad_input_is_one_line_and_exit_status_2(arguments, message, capsys, tmp
     assert captured.err.startswith("periodic: error: ")
     assert message in captured.err
     assert captured.err.count("\n") == 1
+    assert len(captured.err) < 2000  # a list of all experiments, but no 5,000 digits
     assert not (tmp_path / "cache").exists()  # nothing was trained
 
 
@@ -57,6 +66,16 @@ def test_run_prints_a_row_per_run_and_the_file(capsys, tmp_path):
 def test_momentum_runs_have_no_regime_yet(capsys):
     assert cli.main(["run", "rescaling", "--profile", "smoke", "--set", "momentum=0.9", "--set", "steps=5"]) == 0
     assert " - " in capsys.readouterr().out
+
+
+def test_a_result_is_kept_before_anything_is_printed(monkeypatch):
+    order = []
+    monkeypatch.setattr(experiments, "run_experiment", lambda *_, **__: "result")
+    monkeypatch.setattr(experiments, "keep", lambda *_: order.append("kept"))
+    monkeypatch.setattr(regimes, "summarize", lambda _: order.append("summarized") or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["run", "rescaling", "--profile", "smoke", "--keep"])
+    assert order == ["kept", "summarized"]
 
 
 def test_results_with_layers_and_curvature_are_summarized(capsys):
@@ -100,14 +119,15 @@ def test_no_project_is_one_line(tmp_path, monkeypatch, capsys):
     assert "cannot read" in capsys.readouterr().err
 
 
-def test_interrupting_training_leaves_nothing_and_the_next_call_starts_cleanly(tmp_path):
+def heed_interrupts():  # a shell that started this in the background may have told it to ignore them
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("request_to_end", [signal.SIGINT, signal.SIGTERM])
+def test_interrupting_training_leaves_nothing_and_the_next_call_starts_cleanly(tmp_path, request_to_end):
     progress = tmp_path / "progress"
     environment = {**os.environ, "PERIODIC_PROGRESS": str(progress)}
     command = [sys.executable, "-m", "periodic_lib", "run", "periodic_behavior", "--set", "steps=1000000"]
-
-    def heed_interrupts():  # a shell that started this in the background may have told it to ignore them
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
     options = {"cwd": ROOT, "env": environment, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, preexec_fn=heed_interrupts, **options) as process:
         deadline = time.monotonic() + 120
@@ -115,7 +135,7 @@ def test_interrupting_training_leaves_nothing_and_the_next_call_starts_cleanly(t
             assert process.poll() is None, process.stderr.read()
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(request_to_end)
         try:
             _, err = process.communicate(timeout=60)
         finally:
@@ -132,7 +152,7 @@ def test_book_reports_a_failed_chapter_with_status_1(monkeypatch, capsys):
     def fails(*_, **__):
         raise notebooks.ChapterError("01_one: failed")
 
-    monkeypatch.setattr(notebooks, "execute", fails)
+    monkeypatch.setattr(execution, "execute", fails)
     assert cli.main(["book", "--no-render", "--profile", "smoke"]) == 1
     assert "01_one: failed" in capsys.readouterr().err
 
@@ -143,6 +163,127 @@ def test_unknown_commands_are_argparse_errors():
     assert caught.value.code == 2
 
 
+# ---------------------------------------------------------------- book and claims
+
+
+CLAIM = "{{chapter: {}, topic: mechanism, statement: s, source: s, setting: s, paper_value: 1, rule: r, verdict: {}}}"
+CLAIMS = f"""
+works: {CLAIM.format("01_one", "holds")}
+a-longer-name: {CLAIM.format("02_two", "holds")}
+"""
+
+
+@pytest.fixture
+def built(tmp_path, monkeypatch):
+    """A project with two claims, measured at profile classroom; the second is not as acknowledged."""
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book" / "experiments.yml").write_text("{}")
+    (tmp_path / "data" / "claims").mkdir(parents=True)
+    (tmp_path / "data" / "claims" / "claims.yml").write_text(CLAIMS)
+    monkeypatch.setenv("PERIODIC_ROOT", str(tmp_path))
+    say(tmp_path / "build" / "classroom", monkeypatch)
+    return tmp_path
+
+
+def say(folder, monkeypatch):
+    monkeypatch.setenv("PERIODIC_RECORDS", str(folder / "records"))
+    chapters.Chapter("01_one", "classroom").check("works", {"seed 0": True}, "√2 × ü,\nand more")
+    chapters.Chapter("02_two", "classroom").check("a-longer-name", {"seed 0": True, "seed 1": False}, "x" * 200)
+
+
+def test_claims_are_plain_lines_one_each_and_whole(built, capsys):
+    assert cli.main(["claims"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "works          holds (1 of 1)   holds  √2 × ü, and more",
+        "a-longer-name  partly (1 of 2)  holds  " + "x" * 200,
+    ]
+
+
+def periodic(*arguments, **environment):
+    command = [sys.executable, "-m", "periodic_lib", *arguments]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+    return subprocess.Popen(command, env={**os.environ, **environment}, preexec_fn=heed_interrupts, **options)
+
+
+@pytest.mark.parametrize("arguments", [["claims"], ["run", "--list"]])
+def test_a_reader_who_has_seen_enough_is_no_error(built, arguments):
+    with periodic(*arguments) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+
+
+def test_what_the_terminal_cannot_show_is_replaced(built):
+    with periodic("claims", PYTHONIOENCODING="ascii") as process:
+        out, err = process.communicate()
+    assert (process.returncode, err) == (0, "")
+    assert r"\u221a2 \xd7 \xfc, and more" in out
+
+
+def test_a_broken_record_is_one_line(built, capsys):
+    (built / "build" / "classroom" / "records" / "01_one.json").write_text("{")
+    assert cli.main(["claims"]) == 2
+    err = capsys.readouterr().err
+    assert "01_one.json cannot be read" in err
+    assert err.count("\n") == 1
+
+
+def test_verdicts_under_other_seeds_are_saved_from_the_chapters_built_with_them(built, capsys, monkeypatch):
+    assert cli.main(["claims", "--save-stability"]) == 2
+    assert "PERIODIC_SEED_SHIFT above 0" in capsys.readouterr().err
+    monkeypatch.setenv("PERIODIC_SEED_SHIFT", "100")
+    assert cli.main(["claims", "--save-stability"]) == 2  # what is built was built without it
+    assert "no chapter has been executed" in capsys.readouterr().err
+    say(built / "build" / "classroom-seeds100", monkeypatch)
+    assert cli.main(["claims", "--save-stability"]) == 0
+    path = Path(capsys.readouterr().out.strip())
+    assert path == built / "data" / "claims" / "stability.csv"
+    assert path.read_text() == "claim,shift,verdict\nworks,100,holds\na-longer-name,100,partly\n"
+
+
+def test_a_strict_book_is_asked_for_by_its_option(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(book, "build_book", lambda profile, strict: asked.append((profile, strict)) or "page")
+    assert cli.main(["book"]) == 0
+    assert cli.main(["book", "--strict", "--profile", "smoke"]) == 0
+    assert asked == [("classroom", False), ("smoke", True)]
+    assert capsys.readouterr().out == 2 * "The book is ready. Open page\n"
+
+
+@pytest.mark.parametrize("request_to_end", [signal.SIGINT, signal.SIGTERM])
+def test_a_chapter_told_to_end_leaves_no_process_and_no_copy(tmp_path, built, request_to_end):
+    started = tmp_path / "started"
+    code = f"import os, pathlib, time; pathlib.Path({str(started)!r}).write_text(f'{{os.getpid()}} {{os.getppid()}}')"
+    cells = [
+        {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": "profile = 'smoke'\noverrides = {}"},
+        {"cell_type": "code", "metadata": {}, "source": f"{code}; time.sleep(600)"},
+    ]
+    notebooks.write({"cells": cells}, built / "book" / "01_one.ipynb")
+    with periodic("book", "01_one", "--profile", "smoke") as process:
+        deadline = time.monotonic() + 120
+        while not (started.exists() and " " in started.read_text()):
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(request_to_end)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in err
+    assert "Traceback" not in err
+    kernel_and_papermill = list(map(int, started.read_text().split()))
+    while any(map(alive, kernel_and_papermill)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert not list((built / "build" / "smoke").rglob("*.ipynb"))
+
+
+def alive(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def test_claims_are_listed_or_said_not_to_be_there(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(notebooks, "build_folder", lambda profile: tmp_path)
     assert cli.main(["claims"]) == 2
@@ -150,6 +291,6 @@ def test_claims_are_listed_or_said_not_to_be_there(capsys, monkeypatch, tmp_path
     assert cli.main(["claims", "--profile", "huge"]) == 2
     assert "unknown profile 'huge'" in capsys.readouterr().err
     monkeypatch.setenv("PERIODIC_RECORDS", str(tmp_path / "records"))
-    claims.Chapter("05_nothing", "smoke").publish(x=1)
+    chapters.Chapter("05_nothing", "smoke").publish(x=1)
     assert cli.main(["claims"]) == 0
     assert all(claim in capsys.readouterr().out for claim in ["exact-motion"])

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from periodic_lib import claims, experiments, notebooks
-from periodic_lib.config import root
+from periodic_lib.project import root
 
 CHAPTERS = notebooks.chapters()
 LONGEST_CELL = 30  # lines, as formatted for the page

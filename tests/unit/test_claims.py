@@ -1,11 +1,14 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
+from bs4 import BeautifulSoup
 
-from periodic_lib import claims
-from periodic_lib.claims import Chapter, verdict
-from periodic_lib.config import ConfigError
+from periodic_lib import claims, experiments, scorecard
+from periodic_lib.chapters import Chapter, formatted
+from periodic_lib.claims import verdict
+from periodic_lib.project import ConfigError
 
 FILE = """
 works:
@@ -82,8 +85,6 @@ def test_a_claim_without_a_rule_is_refused(project):
 
 
 def test_numbers_are_published_as_plain_values(project):
-    import numpy as np
-
     chapter = Chapter("01_one", "classroom")
     chapter.publish(period=np.float64(2.5), count=np.int64(3), word="four")
     assert record("01_one")["numbers"] == {"period": 2.5, "count": 3, "word": "four"}
@@ -115,15 +116,116 @@ def test_a_figure_needs_a_description(project, capsys):
 
 
 def test_tables_are_shown_without_their_index(project, capsys):
-    import pandas as pd
-
     Chapter("01_one", "classroom").tabulate(pd.DataFrame({"a": [1]}))
     assert "a" in capsys.readouterr().out
 
 
+def test_a_table_is_shown_as_html_and_as_text(project, monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda data, raw: shown.append(data))
+    Chapter.tabulate(pd.DataFrame({"lr": [0.1, None]}, index=["x", "y"]), names={"lr": "a < b"})
+    (data,) = shown
+    assert data["text/plain"].split("\n") == ["a < b", "  0.1", "    –"]
+    html = BeautifulSoup(data["text/html"], "html.parser")
+    assert [cell.get_text() for cell in html.find_all(["th", "td"])] == ["a < b", "0.1", "–"]
+
+
+# ---------------------------------------------------------------- tables as text
+
+
+def test_values_are_written_as_their_forms_say_and_what_is_missing_is_a_dash():
+    table = pd.DataFrame(
+        {
+            "train_loss": [0.123456789, np.nan, 2.0],
+            "count": [1, 2, 3],
+            "share": [0.25, None, 1.0],
+            "word": ["x", None, "z"],
+        }
+    )
+    text = formatted(table, forms={"share": ".0%", "count": "{:d} times".format})
+    assert text.iloc[:, 0].tolist() == ["0.123457", "–", "2"]
+    assert text["count"].tolist() == ["1 times", "2 times", "3 times"]
+    assert text["share"].tolist() == ["25%", "–", "100%"]
+    assert text["word"].tolist() == ["x", "–", "z"]
+    assert table["count"].tolist() == [1, 2, 3]  # the table itself is as it was
+
+
+def test_headers_are_labels_of_the_glossary_unless_named():
+    table = pd.DataFrame({"train_loss": [1.0], "angular_update": [1.0], "mine": [1.0], 7: [1.0]})
+    text = formatted(table, names={"mine": "my own"})
+    assert list(text.columns) == ["training loss [nats]", "angular update [radians]", "my own", "7"]
+
+
+def test_two_columns_of_one_name_and_an_empty_table_are_tables_too():
+    twice = pd.DataFrame([[1.0, None]], columns=["a", "a"])
+    assert formatted(twice, forms={"a": ".1f"}).to_numpy().tolist() == [["1.0", "–"]]
+    assert formatted(pd.DataFrame({"a": []})).shape == (0, 1)
+
+
+@pytest.mark.parametrize("kind", ["forms", "names"])
+def test_forms_and_names_are_of_columns_that_are_there(kind):
+    with pytest.raises(ConfigError, match=f"unknown column in `{kind}` 'los'.*Did you mean 'loss'"):
+        formatted(pd.DataFrame({"loss": [1]}), **{kind: {"los": ".2g"}})
+
+
+# ---------------------------------------------------------------- the numbers of a rule
+
+
+def with_limits(project, limits, rule):
+    text = FILE.replace("rule: always", f"limits: {limits}\n  rule: '{rule}'")
+    (project / "data" / "claims" / "claims.yml").write_text(text)
+
+
+def test_the_numbers_of_a_rule_are_typed_once(project):
+    with_limits(project, "{within: 1e-1, seeds: 5}", "within {within:.0%} of 1, {seeds} seeds")
+    limits = Chapter("01_one", "classroom").limits("works")
+    assert (limits.within, limits.seeds) == (0.1, 5)
+    assert isinstance(limits.seeds, int)
+    assert claims.declared()["works"]["rule"] == "within 10% of 1, 5 seeds"
+    Chapter("01_one", "classroom").check("works", {"seed 0": True}, "1.02")
+    page = scorecard.page(claims.read_records(claims.records_folder()))
+    assert "Rule: within 10% of 1, 5 seeds.*" in page
+
+
+@pytest.mark.parametrize(
+    ("limits", "rule", "message"),
+    [
+        ("{within: some}", "always", "`limit within of claim works` must be a number; got 'some'"),
+        ("{within: .inf}", "always", "`limit within of claim works` must be a number; got inf"),
+        ("{within: true}", "always", "`limit within of claim works` must be a number; got True"),
+        ("[0.1]", "always", r"`limits` of claim 'works' must be a mapping .* got \[0.1\]"),
+        ("{a b: 1}", "always", "`limits` of claim 'works' must be a mapping of names, as in Python"),
+        ("{within: 1}", "{without}", r"must quote its limits .*known: within; got KeyError: 'without'"),
+        ("{within: 1}", "{}", "must quote its limits"),
+        ("{within: 1}", "{within", "must quote its limits"),
+        ("{within: 1}", "{within:.0q}", "must quote its limits"),
+    ],
+)
+def test_limits_are_named_numbers_and_rules_quote_them(project, limits, rule, message):
+    with_limits(project, limits, rule)
+    with pytest.raises(ConfigError, match=message):
+        claims.declared()
+
+
+@pytest.mark.parametrize(
+    ("claim", "message"),
+    [
+        ("wroks", "Did you mean 'works'"),
+        ("fails", "belongs to chapter '02_two'"),
+        ("works", "claim 'works' has no `limits`"),
+    ],
+)
+def test_limits_are_those_of_a_claim_of_this_chapter(project, claim, message):
+    with pytest.raises(ConfigError, match=message):
+        Chapter("01_one", "classroom").limits(claim)
+
+
+# ---------------------------------------------------------------- the scorecard
+
+
 def test_the_scorecard_has_a_row_for_every_claim(project):
     Chapter("01_one", "classroom").check("works", {"seed 0": True}, "41.9")
-    page = claims.scorecard(claims.read_records(claims.records_folder()))
+    page = scorecard.page(claims.read_records(claims.records_folder()))
     assert "holds: 1, not tested: 1" in page
     assert "[works](01_one.ipynb): It works. *Setting: anywhere. Rule: always.*" in page
     assert "41.9" in page
@@ -134,9 +236,17 @@ def test_the_scorecard_is_sorted_by_topic_and_says_what_the_paper_scale_gave(pro
     file = project / "data" / "claims" / "claims.yml"
     file.write_text(FILE.replace("topic: mechanism", "topic: practice", 1))
     Chapter("01_one", "classroom").check("works", {"seed 0": True}, "41.9", paper_scale="42.0")
-    page = claims.scorecard(claims.read_records(claims.records_folder()))
+    page = scorecard.page(claims.read_records(claims.records_folder()))
     assert page.index("## Mechanism") < page.index("It fails.") < page.index("## Practice") < page.index("It works.")
     assert "41.9 At the paper's scale: 42.0" in page
+
+
+def test_the_scorecard_marks_a_verdict_that_is_not_the_acknowledged_one(project):
+    Chapter("01_one", "classroom").check("works", {"seed 0": False}, "0")
+    Chapter("02_two", "classroom").check("fails", {"seed 0": True}, "1")
+    page = scorecard.page(claims.read_records(claims.records_folder()))
+    assert "**does not hold** (0 of 1) ⚠ acknowledged: holds" in page
+    assert "**holds** (1 of 1)\n" in page
 
 
 def test_only_a_measured_verdict_can_be_a_change(project):
@@ -163,7 +273,23 @@ def test_topics_and_verdicts_are_known_words(project, old, word):
 def test_a_chapter_that_forgets_its_claim_stops_the_scorecard(project):
     Chapter("02_two", "classroom")
     with pytest.raises(ConfigError, match="did not check its claim 'fails'"):
-        claims.scorecard(claims.read_records(claims.records_folder()))
+        scorecard.page(claims.read_records(claims.records_folder()))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", "\xff"])
+def test_a_broken_record_is_one_line_that_says_what_to_do(project, text):
+    path = claims.record_path("01_one")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"01_one\.json .*`periodic book 01_one --force`") as caught:
+        claims.read_records(claims.records_folder())
+    assert "\n" not in str(caught.value)
+
+
+def test_a_claim_is_a_mapping(project):
+    (project / "data" / "claims" / "claims.yml").write_text("works: yes")
+    with pytest.raises(ConfigError, match="claim 'works' must be a mapping; got True"):
+        claims.declared()
 
 
 def test_records_are_json(project):
@@ -171,16 +297,64 @@ def test_records_are_json(project):
     assert json.loads((claims.records_folder() / "01_one.json").read_text())["chapter"] == "01_one"
 
 
-# ---------------------------------------------------------------- intervals
+def test_nothing_half_written_is_left_behind(project):
+    Chapter("01_one", "classroom").publish(x=1)
+    assert [path.name for path in claims.records_folder().iterdir()] == ["01_one.json"]
 
 
-def test_the_interval_of_a_mean_covers_the_truth_as_often_as_it_says():
-    rng = np.random.default_rng(0)
-    intervals = [claims.interval(rng.normal(1, 2, 5), level=0.8) for _ in range(2000)]
-    assert np.mean([low < 1 < high for _, low, high in intervals]) == pytest.approx(0.8, abs=0.03)
+def test_what_is_not_run_at_the_papers_scale_says_how_to_run_it(project, capsys):
+    (project / "book" / "experiments.yml").write_text(
+        "long: {grid: {lr: 1, weight_decay: 0, seed: [0, 1]}, profiles: {paper: {setup: {steps: 3000}}}}"
+    )
+    assert experiments.kept("long") is None
+    assert Chapter.paper_scale("long") is None
+    out = capsys.readouterr().out
+    assert "2 runs of 3,000 steps" in out
+    assert "`periodic run long --profile paper --budget 1500 --keep`" in out
 
 
-def test_the_interval_of_one_value_or_none_is_unknown():
-    mean, low, high = claims.interval([3])
-    assert mean == 3
-    assert np.isnan([low, high, *claims.interval([])]).all()
+# ---------------------------------------------------------------- under other seeds
+
+
+def measured(works, fails):
+    """What the two chapters say when a claim is true in `works`, or in `fails`, of two runs."""
+    for chapter, claim, true in (("01_one", "works", works), ("02_two", "fails", fails)):
+        outcomes = {f"seed {seed}": seed < true for seed in range(2)}
+        Chapter(chapter, "classroom").check(claim, outcomes, "counted")
+    return claims.read_records(claims.records_folder())
+
+
+def test_verdicts_under_other_seeds_are_a_table_of_claim_shift_and_verdict(project):
+    assert claims.stability().empty
+    assert claims.stayed(["works"]) == {"works": "not measured"}
+    table = claims.stability_table({100: measured(2, 1), 200: measured(0, 2)})
+    assert list(table.columns) == ["claim", "shift", "verdict"]
+    assert table.values.tolist() == [
+        ["works", 100, "holds"],
+        ["fails", 100, "partly"],
+        ["works", 200, "does not hold"],
+        ["fails", 200, "holds"],
+    ]
+
+
+def test_the_scorecard_says_how_often_a_verdict_stayed(project):
+    assert "other seeds" not in scorecard.page(measured(2, 2))
+    for shift, works, fails in ((200, 2, 1), (100, 2, 2), (300, 2, 0)):
+        path = claims.save_stability(shift, measured(works, fails))
+    assert claims.stability()["shift"].tolist() == [100, 100, 200, 200, 300, 300]
+    assert claims.stayed(["works", "fails"]) == {"works": "3 of 3", "fails": "1 of 3"}
+    page = scorecard.page(measured(2, 2))
+    assert "- Same with other seeds" in page
+    assert page.index("It works.") < page.index("- 3 of 3") < page.index("It fails.") < page.index("- 1 of 3")
+    before = path.read_text()
+    claims.save_stability(200, measured(2, 1))  # the rows of one shift take the place of its former ones
+    assert path.read_text() == before
+
+
+def test_stability_is_of_tested_claims_and_of_three_columns(project):
+    Chapter("01_one", "classroom").check("works", {"seed 0": True}, "42")
+    with pytest.raises(ConfigError, match="all claims must have been tested; 1 were not: fails"):
+        claims.save_stability(100, claims.read_records(claims.records_folder()))
+    claims.stability_file().write_text("claim,verdict\n")
+    with pytest.raises(ConfigError, match="must have the columns claim, shift, verdict; got claim, verdict"):
+        claims.stability()

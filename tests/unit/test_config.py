@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from periodic_lib.config import ConfigError, Record, Run, Setup, grid, root
+from periodic_lib.config import ConfigError, Record, Run, Setup, grid
+from periodic_lib.project import root
 
 BAD = [  # what is made, what the message must say
     (lambda: Setup(dataset="mnist"), ["`dataset`", "'digits'", "'mnist'"]),

@@ -1,18 +1,24 @@
 import gzip
 import hashlib
+import io
+import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import tracemalloc
+import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from periodic_lib import datasets
-from periodic_lib.config import ConfigError, Setup
-from periodic_lib.datasets import BatchOrder
+from periodic_lib import datasets, sources
+from periodic_lib.config import DATASETS, ConfigError, Setup
+from periodic_lib.datasets import BatchOrder, FixedOrder
 
 
 def test_breast_cancer_has_the_stated_split_and_scale():
@@ -48,7 +54,7 @@ def test_digits_have_the_stated_split_and_scale():
 def test_the_split_is_fixed_and_stratified_and_loses_no_picture():
     from sklearn.datasets import load_digits
 
-    x_train, y_train, x_test, y_test = datasets._digits()
+    x_train, y_train, x_test, y_test = sources._digits()
     assert np.bincount(y_test).min() >= 35
     together = np.concatenate([x_train, x_test])
     pictures, labels = load_digits(return_X_y=True)
@@ -107,6 +113,76 @@ def test_seek_goes_on_anywhere_as_if_never_stopped(batch_size):
         for expected in batches[step:]:
             assert torch.equal(order.next(), expected)
             assert torch.equal(fresh.next(), expected)
+
+
+@pytest.mark.parametrize("size", [2, 4, 359, 718, 1436])
+def test_a_last_batch_of_one_example_is_refused(size):
+    with pytest.raises(
+        ConfigError, match=rf"`batch_size` {size} leaves one of the 1437 .*'digits'.*drop_last: true, or"
+    ):
+        datasets.load(Setup(batch_size=size))
+    assert len(datasets.load(Setup(batch_size=size, drop_last=True)).x_train) == 1437
+    datasets.check_batch_size(Setup(batch_size=size), 2 * size)
+
+
+@pytest.mark.parametrize("batch_size", [None, 2, 128])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_one_training_example_is_refused(batch_size, drop_last):
+    with pytest.raises(ConfigError, match="`train_size` must leave at least 2 training examples of 'digits'; got 1"):
+        datasets.load(Setup(train_size=1, batch_size=batch_size, drop_last=drop_last))
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_no_legal_setup_makes_a_batch_of_one(drop_last):
+    for examples in range(1, 40):
+        for batch_size in (None, *range(2, 45)):
+            try:
+                datasets.check_batch_size(Setup(batch_size=batch_size, drop_last=drop_last), examples)
+            except ConfigError:
+                continue
+            order = BatchOrder([0], examples, batch_size, drop_last)
+            assert min(order.next().shape[1] for _ in range(order.steps_per_epoch)) >= 2
+
+
+# ---------------------------------------------------------------- an explicit order
+
+ROWS = [[0, 5, 2], [1, 1, 4], [3, 0, 5]]
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor, lambda rows: np.array(rows, np.uint64)])
+def test_a_fixed_order_is_what_was_given_for_every_run_and_can_be_sought(kind):
+    order = FixedOrder(kind(ROWS), examples=6, steps=2, runs=2)
+    assert [order.next().tolist() for _ in range(3)] == [[row, row] for row in ROWS]
+    order.seek(1)
+    assert order.next().tolist() == [ROWS[1]] * 2
+
+
+@pytest.mark.parametrize(
+    ("batches", "came"),
+    [
+        (np.zeros((3, 0), int), r"shape (3, 0) of int64"),
+        (np.zeros((0, 3), int), r"shape (0, 3) of int64"),
+        (np.zeros((3, 1), int), r"shape (3, 1) of int64"),
+        (np.zeros((3, 7), int), r"shape (3, 7) of int64"),
+        (np.zeros((2, 3), int), r"shape (2, 3) of int64"),
+        (np.zeros(3, int), r"shape (3,) of int64"),
+        (np.zeros((3, 3, 1), int), r"shape (3, 3, 1) of int64"),
+        (np.zeros((3, 3), bool), r"shape (3, 3) of bool"),
+        (torch.zeros(3, 3, dtype=torch.bool), r"shape (3, 3) of bool"),
+        (np.zeros((3, 3)), r"shape (3, 3) of float64"),
+        ([["a", "b"]] * 3, r"shape (3, 2) of <U1"),
+        ([[0, 10**30]] * 3, r"shape (3, 2) of object"),
+        ([], r"shape (0,) of float64"),
+        (5, r"shape () of int64"),
+        ([[0, 1], [2]], r"rows of different lengths"),
+        ([[0, 6]] * 3, r"index the 6 training examples from 0; got 0 to 6"),
+        ([[-1, 5]] * 3, r"index the 6 training examples from 0; got -1 to 5"),
+    ],
+)
+def test_a_wrong_fixed_order_is_refused_in_one_line(batches, came):
+    with pytest.raises(ConfigError, match=rf"^`batches` must .*{re.escape(came)}") as caught:
+        FixedOrder(batches, examples=6, steps=3, runs=2)
+    assert "\n" not in str(caught.value)
 
 
 # ---------------------------------------------------------------- subset and label noise
@@ -229,7 +305,7 @@ def test_bytes_are_fractions_of_255_and_floats_are_taken_as_they_are(tmp_path):
     from_bytes = datasets.load(own(tmp_path, **made))
     as_floats = made | {name: made[name] / 255.0 for name in ("x_train", "x_test")}
     assert torch.equal(from_bytes.x_train, datasets.load(own(tmp_path, **as_floats)).x_train)  # the file is read anew
-    assert datasets._arrays(str(tmp_path / "own.npz")).x_train.max() <= 1
+    assert sources.read(str(tmp_path / "own.npz"))[0].x_train.max() <= 1
     assert torch.equal(datasets.load(own(tmp_path, **as_floats)).x_test, from_bytes.x_test)
 
 
@@ -274,12 +350,196 @@ def test_an_own_file_that_is_absent_damaged_or_could_run_code_is_refused(tmp_pat
     whole = path.read_bytes()
     for damaged in (b"", b"no archive", whole[: len(whole) // 2], whole[:100] + b"!!!!" + whole[104:]):
         path.write_bytes(damaged)
-        datasets._npz.cache_clear()
         with pytest.raises(ConfigError, match=r"own\.npz is not a readable \.npz file of plain arrays: ."):
             datasets.load(setup)
-    datasets._npz.cache_clear()
     with pytest.raises(ConfigError, match="allow_pickle=False"):
         datasets.load(own(tmp_path, **arrays(y_test=np.array([print] * 6))))
+
+
+def damaged(content: bytes, offset: int, values: bytes, signature: bytes) -> bytes:
+    """Return a zip file with other bytes at `offset` of every header that has this signature."""
+    result, at = bytearray(content), content.find(signature)
+    while at >= 0:
+        result[at + offset : at + offset + len(values)] = values
+        at = content.find(signature, at + 1)
+    return bytes(result)
+
+
+def zip_of_headers(header: str) -> bytes:
+    """Return an .npz file whose arrays have this header, and no values."""
+    text = header.encode().ljust(117) + b"\n"
+    member = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name in ("x_train", "y_train", "x_test", "y_test"):
+            archive.writestr(f"{name}.npy", member)
+    return stream.getvalue()
+
+
+CENTRAL, LOCAL = b"PK\x01\x02", b"PK\x03\x04"
+WITH_SHAPE = "{{'descr': '<f8', 'fortran_order': False, 'shape': ({},), }}"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda whole: damaged(damaged(whole, 8, b"\1", CENTRAL), 6, b"\1", LOCAL), "encrypted"),
+        (lambda whole: damaged(damaged(whole, 10, b"c", CENTRAL), 8, b"c", LOCAL), "compression"),
+        (lambda _: zip_of_headers(WITH_SHAPE.format(10**15)), "Unable to allocate"),
+        (lambda _: zip_of_headers(WITH_SHAPE.format(10**30)), "."),
+        (lambda _: zip_of_headers("{'descr': '<f8', ("), "."),
+        (lambda _: zip_of_headers("(" * 100), "."),
+    ],
+)
+def test_whatever_the_readers_raise_is_one_line(tmp_path, change, words):
+    setup, path = own(tmp_path, **arrays()), tmp_path / "own.npz"
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(ConfigError, match=rf"not a readable \.npz file of plain arrays: .*{words}") as caught:
+        datasets.load(setup)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_member_that_is_no_array_is_refused(tmp_path):
+    setup = own(tmp_path, **arrays(y_test=None))
+    with zipfile.ZipFile(tmp_path / "own.npz", "a") as archive:
+        archive.writestr("y_test", "012012")
+    with pytest.raises(ConfigError, match="`y_test` is missing or no array"):
+        datasets.load(setup)
+
+
+def test_what_unpacks_to_more_than_8_gb_is_refused_before_it_is_unpacked(tmp_path):
+    setup, path = own(tmp_path, **arrays()), tmp_path / "own.npz"
+    path.write_bytes(damaged(path.read_bytes(), 24, (3 * 10**9).to_bytes(4, "little"), CENTRAL))
+    with pytest.raises(ConfigError, match=r"own\.npz' must be at most 8 GB, also when unpacked; got 12\.0 GB"):
+        datasets.load(setup)
+
+
+def test_a_file_of_more_than_8_gb_is_refused_before_it_is_read(tmp_path):
+    setup = own(tmp_path, **arrays())
+    with (tmp_path / "own.npz").open("r+b") as file:
+        file.truncate(9 * 10**9)  # of nothing: no space is taken
+    with pytest.raises(ConfigError, match=r"must be at most 8 GB, also when unpacked; got 9\.0 GB"):
+        datasets.load(setup)
+
+
+def test_a_path_that_leads_nowhere_is_refused_in_one_line(tmp_path):
+    loop, pipe = tmp_path / "loop.npz", tmp_path / "pipe.npz"
+    loop.symlink_to(loop)
+    os.mkfifo(pipe)
+    (tmp_path / "folder.npz").mkdir()
+    for name in ("loop", "pipe", "folder", "nul\0", "two\nlines", "long" * 100):
+        with pytest.raises(ConfigError, match=r"^`dataset`.*(there is no file|cannot be read)") as caught:
+            datasets.load(Setup(dataset=str(tmp_path / f"{name}.npz")))
+        assert not set(str(caught.value)) & set("\0\n")
+    with pytest.raises(ConfigError, match=r"`dataset` '~nobody-of-this-name/x\.npz' cannot be read: .*home"):
+        datasets.load(Setup(dataset="~nobody-of-this-name/x.npz"))
+
+
+def floats(scale: float, **changed) -> dict:
+    draw = np.random.default_rng(0)
+    pictures = {f"x_{part}": scale * draw.uniform(-1, 1, (n, 6, 5)) for part, n in (("train", 12), ("test", 6))}
+    return arrays(**pictures | changed)
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (floats(1e308), r"`x_train` of .* cannot be standardized: .*from -9.*e\+307 to 9.*e\+307, are too far apart"),
+        (floats(1e200), "`x_train` of .* too far apart or too close"),
+        (floats(1e-200), "`x_train` of .* too far apart or too close"),
+        (floats(1e-320), "`x_train` of .* too far apart or too close"),
+        (floats(1e-160), "`x_train` of .* too far apart or too close"),  # std of squares with 3 digits
+        (floats(1, x_test=np.full((6, 6, 5), 1e39)), "`x_test` of .* must be finite in float32; got infinity"),
+        (floats(1, x_test=np.full((6, 6, 5), -1e39)), "`x_test` of .* must be finite in float32; got infinity"),
+    ],
+)
+def test_values_that_cannot_be_standardized_are_refused(tmp_path, made, words):
+    with pytest.raises(ConfigError, match=words) as caught:
+        datasets.load(replace(own(tmp_path, **made), dtype="float32"))
+    assert "\n" not in str(caught.value)
+
+
+def test_pictures_that_are_all_equal_where_they_are_trained_on_are_refused(tmp_path):
+    pictures = np.zeros((12, 6, 5))
+    pictures[6:] = np.random.default_rng(0).uniform(size=(6, 6, 5))
+    labels = np.repeat([0, 1], 6)
+    setup = own(tmp_path, **arrays(x_train=pictures, x_test=pictures[6:], y_train=labels, y_test=labels[3:9]))
+    assert datasets.load(setup).x_train.std(correction=0) == pytest.approx(1)
+    pictures[6:] = 0
+    pictures[0] = 1
+    setup = own(tmp_path, **arrays(x_train=pictures, x_test=pictures[:6], y_train=labels, y_test=labels[3:9]))
+    for seed in range(20):  # some of them do not draw the one picture that differs
+        small = replace(setup, train_size=2, batch_size=2, sample_seed=seed)
+        if 0 not in datasets._subset(small, labels):
+            with pytest.raises(ConfigError, match=r"all standardized values .* are -0\.302 in float64.*`train_size`"):
+                datasets.load(small)
+            return
+    raise AssertionError
+
+
+@pytest.mark.parametrize(("scale", "dtype"), [(1e150, "float32"), (1e-150, "float32"), (1e30, "float64")])
+def test_large_and_small_values_that_can_be_standardized_are(tmp_path, scale, dtype):
+    data = datasets.load(replace(own(tmp_path, **floats(scale)), dtype=dtype))
+    plain = datasets.load(replace(own(tmp_path, **floats(1)), dtype=dtype))
+    assert data.x_train.numpy() == pytest.approx(plain.x_train.numpy(), rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("highest", [10**9, np.uint32(-1 % 2**32), np.uint64(2**64 - 1)])
+def test_a_huge_label_is_refused_without_a_list_of_all_classes(tmp_path, highest):
+    labels = (np.arange(12) % 3).astype(np.asarray(highest).dtype)
+    labels[0] = highest
+    setup = own(tmp_path, **arrays(y_train=labels))
+    tracemalloc.start()
+    with pytest.raises(ConfigError, match=rf"`y_train` must have every class from 0 to {highest} .*got 4 different"):
+        datasets.load(setup)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 10e6  # bytes
+
+
+# ---------------------------------------------------------------- the digest of your own file
+
+
+def test_the_digest_is_of_the_content_that_was_loaded(tmp_path):
+    first = datasets.load(own(tmp_path, **floats(1)))
+    path = tmp_path / "own.npz"
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert first.digest == first.to("cpu").digest == sources.own_data_digest(str(path)) == digest
+    own(tmp_path, **arrays())
+    assert first.digest == digest
+    assert datasets.load(Setup(dataset=str(path), batch_size=4)).digest == sources.own_data_digest(str(path)) != digest
+    assert datasets.load(Setup()).digest is None
+
+
+def test_new_content_is_read_though_name_size_and_time_are_the_same(tmp_path):
+    made = arrays()
+    setup, path = own(tmp_path, **made), tmp_path / "own.npz"
+    before, first = path.stat(), datasets.load(setup)
+    own(tmp_path, **made | {"x_train": made["x_train"][::-1]})
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_mtime_ns, path.stat().st_size) == (before.st_mtime_ns, before.st_size)
+    second = datasets.load(setup)
+    assert torch.equal(second.x_train, first.x_train.flip(0))
+    assert second.digest != first.digest
+
+
+def test_the_same_content_is_unpacked_once(tmp_path, monkeypatch):
+    setup = own(tmp_path, **floats(1))
+    first = datasets.load(setup)
+    (tmp_path / "copy.npz").write_bytes((tmp_path / "own.npz").read_bytes())
+    monkeypatch.setattr(sources, "_unpacked", None)
+    assert torch.equal(datasets.load(replace(setup, dataset=str(tmp_path / "copy.npz"))).x_train, first.x_train)
+
+
+def test_the_home_folder_and_links_are_followed_and_names_of_data_sets_have_no_digest(tmp_path, monkeypatch):
+    own(tmp_path, **arrays())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "link.npz").symlink_to("own.npz")
+    plain = sources.own_data_digest(str(tmp_path / "own.npz"))
+    assert plain == sources.own_data_digest("~/own.npz") == sources.own_data_digest("~/link.npz")
+    assert datasets.load(Setup(dataset="~/own.npz", batch_size=4)).digest == plain
+    for name in (*DATASETS, "~/absent.npz", "nul\0.npz", "~nobody-of-this-name/x.npz"):
+        assert sources.own_data_digest(name) is None
 
 
 # ---------------------------------------------------------------- torchvision's data sets
@@ -289,7 +549,7 @@ def test_an_own_file_that_is_absent_damaged_or_could_run_code_is_refused(tmp_pat
 def downloads(tmp_path, monkeypatch):
     monkeypatch.setenv("PERIODIC_DATA", str(tmp_path / "downloads"))
     monkeypatch.setenv("PERIODIC_OFFLINE", "1")
-    monkeypatch.setattr(datasets, "DEBIAN_FASHION_MNIST", tmp_path / "absent")
+    monkeypatch.setattr(sources, "DEBIAN_FASHION_MNIST", tmp_path / "absent")
     return tmp_path / "downloads"
 
 
@@ -316,7 +576,7 @@ def test_a_download_that_fails_is_explained(downloads, monkeypatch):
     def fail(*_arguments, **_options):
         raise OSError("no\nroute")
 
-    datasets._import_torchvision()
+    sources.import_torchvision()
     import torchvision.datasets.cifar as module
 
     monkeypatch.setattr(module, "download_and_extract_archive", fail)
@@ -326,8 +586,8 @@ def test_a_download_that_fails_is_explained(downloads, monkeypatch):
 
 def test_torchvision_can_be_imported_twice_without_a_warning_and_only_on_request():
     code = (
-        "import sys; from periodic_lib import datasets; assert 'torchvision' not in sys.modules; "
-        "first, second = datasets._import_torchvision(), datasets._import_torchvision(); assert first is second; "
+        "import sys; from periodic_lib import datasets, sources; assert 'torchvision' not in sys.modules; "
+        "first, second = sources.import_torchvision(), sources.import_torchvision(); assert first is second; "
         "from torchvision.datasets import CIFAR10; print(CIFAR10.__name__)"
     )
     made = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
@@ -339,12 +599,12 @@ def test_a_torchvision_that_is_absent_is_named(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "torchvision", None)  # what Python does not look for again
     with pytest.raises(ConfigError, match="needs torchvision: install it"):
-        datasets._import_torchvision()
+        sources.import_torchvision()
 
 
 def fake_cifar(folder, monkeypatch) -> tuple[np.ndarray, np.ndarray]:
     """Write a tiny CIFAR-10 and make torchvision expect its checksums; return its pictures and labels."""
-    cifar = datasets._import_torchvision().datasets.CIFAR10
+    cifar = sources.import_torchvision().datasets.CIFAR10
     pictures = np.random.default_rng(0).integers(0, 256, (30, 3072), dtype=np.uint8)
     labels = np.arange(30) % 10
     (folder / cifar.base_folder).mkdir(parents=True)
@@ -386,7 +646,7 @@ def test_a_damaged_cifar_is_not_read(downloads, monkeypatch):
 
 def test_offline_an_undamaged_archive_is_unpacked_and_a_damaged_one_is_not_fetched_again(downloads, monkeypatch):
     fake_cifar(downloads, monkeypatch)
-    cifar = datasets._import_torchvision().datasets.CIFAR10
+    cifar = sources.import_torchvision().datasets.CIFAR10
     archive = downloads / cifar.filename
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(downloads / cifar.base_folder, cifar.base_folder)
@@ -415,7 +675,7 @@ def fake_fashion_mnist(folder, packed: bool) -> tuple[np.ndarray, np.ndarray]:
 def test_fashion_mnist_is_read_from_each_place(downloads, monkeypatch, tmp_path, place):
     folder = tmp_path / "system" if place == "debian" else downloads / "FashionMNIST" / "raw"
     pictures, labels = fake_fashion_mnist(folder, packed=place != "unpacked")
-    monkeypatch.setattr(datasets, "DEBIAN_FASHION_MNIST", tmp_path / "system")
+    monkeypatch.setattr(sources, "DEBIAN_FASHION_MNIST", tmp_path / "system")
     data = datasets.load(Setup(dataset="fashion_mnist", batch_size=8, dtype="float64"))
     assert (data.shape, data.classes) == ((1, 28, 28), 10)
     mean, std = pictures[:20].mean(), pictures[:20].std()

@@ -1,9 +1,11 @@
 import textwrap
+import threading
+import time
 
 import numpy as np
 import pytest
 
-from periodic_lib import Setup, grid, results, train
+from periodic_lib import Setup, experiments, grid, results, train
 from periodic_lib.config import ConfigError
 from periodic_lib.experiments import declared, keep, kept, plan, run_experiment, run_variants, state
 from periodic_lib.results import bare_source, code_digest
@@ -128,6 +130,35 @@ def test_a_result_of_other_code_or_settings_is_made_again(project, monkeypatch, 
     declare(project, FILE.replace("steps: 1e1", "steps: 12"))
     assert run_experiment("small", "smoke", progress=False).sizes["step"] == 12
     assert "other settings" in capsys.readouterr().err
+
+
+def test_who_finds_a_result_being_made_waits_and_reads_it(project, capsys):
+    """Two at once: one trains, the other waits, then loads."""
+    todo, found = plan("small", "smoke"), []
+
+    def ask():
+        found.append(run_experiment("small", "smoke", progress=False))
+
+    with experiments._alone(todo):
+        other = threading.Thread(target=ask)
+        other.start()
+        while "waiting" not in capsys.readouterr().err:
+            time.sleep(0.01)
+        made = experiments._train(todo, progress=False, budget=None)
+    other.join()
+    assert found[0].identical(made)  # the time of making, too
+
+
+def test_shifted_seeds_are_other_runs_with_other_results(project, monkeypatch):
+    plain = plan("small", "smoke")
+    monkeypatch.setenv("PERIODIC_SEED_SHIFT", "100")
+    shifted = plan("small", "smoke")
+    assert [run.init_seed for run in shifted.runs] == [run.init_seed + 100 for run in plain.runs]
+    assert [run.data_seed for run in shifted.runs] == [run.data_seed + 100 for run in plain.runs]
+    assert shifted.settings != plain.settings
+    monkeypatch.setenv("PERIODIC_SEED_SHIFT", "many")
+    with pytest.raises(ConfigError, match="PERIODIC_SEED_SHIFT"):
+        plan("small", "smoke")
 
 
 def test_a_damaged_result_is_set_aside_and_made_again(project, capsys):

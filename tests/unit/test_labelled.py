@@ -8,16 +8,26 @@ import pytest
 import xarray as xr
 
 from periodic_lib import classify_regime, find_destabilizations, theory
+from periodic_lib.regimes import GUESSING_SHARE
 
 FOLDER = Path(__file__).parents[1] / "labelled"
 GROUPS = ("design", "held out")
+CLASSES = 10
 DATED_TO = 1 / 100  # of the record: what the eye can tell on the plots
 
 
 @pytest.fixture(scope="module")
 def labels():
     table = pd.read_csv(FOLDER / "labels.csv", keep_default_na=False)
-    return table.assign(found=[regime(run, row) for run, row in table.iterrows()])
+    error = pd.to_numeric(table.train_error)
+    looks_like_guessing = (table.label == "divergence") & (error < GUESSING_SHARE * (1 - 1 / CLASSES))
+    found = [regime(run, row) for run, row in table.iterrows()]
+    return table.assign(found=found, looks_like_guessing=looks_like_guessing)
+
+
+def told_by_eye(labels):
+    """Return the runs whose label the measured training error does not contradict."""
+    return labels[~labels.looks_like_guessing]
 
 
 ARRAYS = np.load(FOLDER / "runs.npz")
@@ -35,8 +45,10 @@ def regime(run, row):
     coordinates = {"run": [run], "step": steps(row), "lr": ("run", [row.lr])}
     coordinates["weight_decay"] = ("run", [row.weight_decay])
     one = xr.Dataset({name: (("run", "step"), value[None]) for name, value in values.items()}, coordinates)
-    chance = np.inf if row.what == "toy B" else np.log(10)  # the toy has two classes and no level of guessing
-    return classify_regime(one, chance_loss=chance).item()
+    if row.train_error:
+        error = (("run", "eval_step"), [[float(row.train_error)]])
+        one = one.assign_coords(eval_step=steps(row)[-1:]).assign(train_error=error).assign_attrs(classes=CLASSES)
+    return classify_regime(one).item()
 
 
 def agreement(table):
@@ -51,7 +63,16 @@ def test_the_sample_has_enough_runs_of_every_regime(labels):
         assert labels[labels.group == group].what.nunique() >= 4
 
 
+def test_a_high_loss_that_looks_like_guessing_is_told_by_the_error(labels):
+    """The eye saw a loss of 2.3 and more; the network tells a fifth to a third of its examples all the same."""
+    contradicted = labels[labels.looks_like_guessing]
+    assert len(contradicted) == 4
+    assert pd.to_numeric(contradicted.train_error).between(0.65, 0.8).all()
+    assert (contradicted.found == "equilibrium").all()
+
+
 def test_the_classifier_agrees_with_the_eye(labels):
+    labels = told_by_eye(labels)
     decided = labels[labels.or_else == ""]
     confusion = pd.crosstab(labels.label, labels.found).to_string()
     assert agreement(decided) > 0.95, confusion
@@ -60,11 +81,20 @@ def test_the_classifier_agrees_with_the_eye(labels):
 
 
 def test_it_agrees_on_seeds_that_no_definition_was_fitted_to(labels):
+    labels = told_by_eye(labels)
     decided = labels[(labels.group == "held out") & (labels.or_else == "")]
     on_the_map = decided[decided.what == "digits, perceptron"]
     assert len(on_the_map) >= 60
     assert agreement(on_the_map) > 0.95
     assert agreement(decided) > 0.9  # also where the loss cannot fall far, which is where it disagrees
+
+
+def test_where_no_training_error_is_kept_the_loss_rules_guessing_out(labels):
+    # a wrongly told example has a probability of at most 1/2: the error is at most the loss over ln 2
+    without = labels[(labels.train_error == "") & (labels.what != "toy B") & (labels.label != "divergence")]
+    late_loss = np.median(LOSS[without.index, LOSS.shape[1] // 2 :], axis=1)
+    assert (late_loss / np.log(2) < GUESSING_SHARE * (1 - 1 / CLASSES)).all()
+    assert len(labels[labels.train_error != ""]) + len(without) + (labels.what == "toy B").sum() == len(labels)
 
 
 def test_undecided_runs_are_periods_against_something_else_and_few(labels):
@@ -74,6 +104,7 @@ def test_undecided_runs_are_periods_against_something_else_and_few(labels):
 
 
 def test_what_the_eye_calls_converged_or_diverged_is_never_missed(labels):
+    labels = told_by_eye(labels)
     clear = labels[labels.label.isin(["convergence", "divergence"])]
     assert agreement(clear) == 1
 
@@ -84,7 +115,7 @@ def test_destabilizations_are_found_where_the_eye_sees_them(labels, group):
     assert len(dated) >= 6
     for run, row in dated.iterrows():
         seen, doubtful = (np.array(list(map(int, row[column].split()))) for column in ("destabilizations", "doubtful"))
-        found = find_destabilizations(NORM[run], LOSS[run], steps(row)).start.to_numpy()
+        found = find_destabilizations(NORM[run], train_loss=LOSS[run], steps=steps(row)).start.to_numpy()
         within = DATED_TO * row.every * LOSS.shape[1]
         for step in seen:
             assert np.abs(found - step).min() <= within, (run, step, found)

@@ -1,14 +1,13 @@
-import itertools
-
 import pytest
 import torch
+from plain_networks import PLAIN, PlainConvNet
 from torch import nn
 
 from periodic_lib import networks
 from periodic_lib.config import ConfigError, Run, Setup
 from periodic_lib.metrics import scale_sensitivity
 from periodic_lib.networks import FEATURES, PICTURES, Statistics, batch_norm
-from periodic_lib.training import Stack
+from periodic_lib.stack import Stack
 
 NETWORKS = ["mlp", "convnet", "resnet18", "transformer"]
 SHAPES = [(1, 8, 8), (3, 32, 32), (1, 28, 28)]
@@ -77,78 +76,13 @@ def test_the_ordinary_variant_trains_everything(name):
 # ---------------------------------------------------------------- oracles in plain PyTorch
 
 
-class PlainConvNet(nn.Module):
-    def __init__(self, channels, width, affine):
-        super().__init__()
-        sizes = [channels] + [width * 2**i for i in range(4)]
-        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1, bias=False) for i, o in itertools.pairwise(sizes))
-        self.norms = nn.ModuleList(nn.BatchNorm2d(o, affine=affine, momentum=None) for o in sizes[1:])
-        self.last = nn.Linear(sizes[-1], 10)
-
-    def names(self):
-        table = {f"conv{i}.weight": conv.weight for i, conv in enumerate(self.convs)}
-        for i, norm in enumerate(self.norms):
-            if norm.affine:
-                table |= {f"norm{i}.scale": norm.weight, f"norm{i}.shift": norm.bias}
-        return table | {"last.weight": self.last.weight, "last.bias": self.last.bias}
-
-    def forward(self, x):
-        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            x = torch.relu(norm(conv(x)))
-            x = nn.functional.max_pool2d(x, 2) if i else x
-        return self.last(nn.functional.max_pool2d(x, x.shape[-1]).flatten(1))
-
-
-class PlainBlock(nn.Module):
-    def __init__(self, inputs, outputs, stride, affine):
-        super().__init__()
-        self.norm0, self.norm1 = (nn.BatchNorm2d(c, affine=affine) for c in (inputs, outputs))
-        self.conv0 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.conv1 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        if stride > 1 or inputs != outputs:
-            self.shortcut_norm = nn.BatchNorm2d(inputs, affine=affine)
-            self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-
-    def forward(self, x):
-        h = self.conv1(torch.relu(self.norm1(self.conv0(torch.relu(self.norm0(x))))))
-        return h + (self.shortcut(self.shortcut_norm(x)) if hasattr(self, "shortcut") else x)
-
-
-class PlainResNet(nn.Module):
-    def __init__(self, channels, width, affine):
-        super().__init__()
-        self.first = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
-        size = width
-        for stage in range(4):
-            for number in range(2):
-                block = PlainBlock(size, width * 2**stage, 2 if stage and not number else 1, affine)
-                self.add_module(f"block{stage}{number}", block)
-                size = width * 2**stage
-        self.norm = nn.BatchNorm2d(size, affine=affine)
-        self.last = nn.Linear(size, 10, bias=False)
-
-    def names(self):
-        return {_renamed(name): value for name, value in self.named_parameters()}
-
-    def forward(self, x):
-        x = self.first(x)
-        for name, block in self.named_children():
-            x = block(x) if name.startswith("block") else x
-        return self.last(torch.relu(self.norm(x)).mean((2, 3)))
-
-
-def _renamed(name):
-    layer, _, kind = name.rpartition(".")
-    return f"{layer}.{ {'weight': 'scale', 'bias': 'shift'}[kind] }" if "norm" in layer else name
-
-
 @pytest.mark.parametrize("affine", [False, True])
-@pytest.mark.parametrize(("name", "plain"), [("convnet", PlainConvNet), ("resnet18", PlainResNet)])
+@pytest.mark.parametrize(("name", "plain"), PLAIN.items())
 def test_a_stack_computes_what_plain_networks_compute(name, plain, affine):
     network, values, x = make(name, (3, 32, 32), train_others=affine, bn_eps=1e-5)
     stacked = network.logits(values, x)
     for run in range(RUNS):
-        module = plain(3, 8, affine).double()
+        module = plain((3, 32, 32), 8, affine).double()
         assert set(module.names()) == set(values)
         for key, parameter in module.names().items():
             parameter.data = values[key][run].clone()
@@ -225,7 +159,7 @@ def test_re_estimated_statistics_are_those_of_update_bn(affine):
     statistics.begin()
     ours = network.logits(values, test.expand(RUNS, *test.shape), statistics.apply)
     for run in range(RUNS):
-        module = PlainConvNet(3, 8, affine).double()
+        module = PlainConvNet((3, 32, 32), 8, affine).double()
         for key, parameter in module.names().items():
             parameter.data = values[key][run].clone()
         torch.optim.swa_utils.update_bn(batches, module)

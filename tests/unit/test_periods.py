@@ -1,16 +1,28 @@
+import inspect
+import json
+
 import numpy as np
 import pytest
 import xarray as xr
 
-from periodic_lib import periods
+from periodic_lib import glossary, periods, theory
 from periodic_lib.config import ConfigError
-from periodic_lib.periods import classify_regime, find_destabilizations, find_excursions, find_minima, find_periods
+from periodic_lib.minima import find_minima
+from periodic_lib.periods import (
+    count_by_run,
+    find_destabilizations,
+    find_excursions,
+    find_periods,
+    label_phases,
+    late,
+)
+from periodic_lib.regimes import GUESSING_SHARE, classify_regime, summarize
 
 T = np.arange(2000)
 
 
 def sawtooth(period, length=2000, start=0, rate=0.002):
-    """Norm that decays by exp(-rate) a step and is kicked back every `period` steps; kicks begin at the minimum."""
+    """Norm that decays by exp(-rate) a step and jumps back every `period` steps; breaks begin at the minimum."""
     return np.exp(-rate * ((np.arange(length) - start) % period))
 
 
@@ -28,7 +40,7 @@ def test_periods_of_varying_length_are_recovered():
     assert find_periods(norm)["length"].tolist() == lengths[1:-1]
 
 
-def test_slow_kicks_are_dated_at_the_minimum():
+def test_slow_breaks_are_dated_at_the_minimum():
     rise = np.linspace(np.exp(-0.4), 1, 30)
     norm = np.concatenate([np.exp(-0.002 * np.arange(200)), rise, np.exp(-0.002 * np.arange(200)), rise])
     found = find_destabilizations(norm)
@@ -70,9 +82,9 @@ def test_the_loss_must_leave_its_low_level():
     norm, low = sawtooth(200), np.full(2000, 1e-3)
     spikes = low.copy()
     spikes[199::200] = 0.5
-    assert find_destabilizations(norm, low).empty
-    assert len(find_destabilizations(norm, spikes)) == 9
-    assert find_periods(norm, spikes).min_loss.tolist() == pytest.approx([1e-3] * 8)
+    assert find_destabilizations(norm, train_loss=low).empty
+    assert len(find_destabilizations(norm, train_loss=spikes)) == 9
+    assert find_periods(norm, train_loss=spikes).min_loss.tolist() == pytest.approx([1e-3] * 8)
 
 
 def test_steps_may_be_epochs():
@@ -83,16 +95,31 @@ def test_steps_may_be_epochs():
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        ((np.array([1.0, -1.0]),), "not positive"),
-        ((np.array([1.0, np.nan]),), "not positive"),
-        ((np.ones((2, 3)),), "one axis"),
-        ((np.ones(5), np.ones(4)), "`train_loss` must have the shape"),
-        ((np.ones(5), None, np.ones(4)), "`steps` must have the shape"),
+        ({"weight_norm": np.array([1.0, -1.0])}, "not positive"),
+        ({"weight_norm": np.array([1.0, np.nan])}, "not positive"),
+        ({"weight_norm": np.ones((2, 3))}, "one axis"),
+        ({"weight_norm": np.ones(5), "train_loss": np.ones(4)}, "`train_loss` must have the shape"),
+        ({"weight_norm": np.ones(5), "steps": np.ones(4)}, "`steps` must have the shape"),
     ],
 )
 def test_bad_input_is_refused(arguments, word):
     with pytest.raises(ConfigError, match=word):
-        find_destabilizations(*arguments)
+        find_destabilizations(arguments.pop("weight_norm"), **arguments)
+
+
+@pytest.mark.parametrize("find", [find_destabilizations, find_periods, label_phases, find_excursions])
+def test_only_the_first_array_goes_by_its_place(find):
+    first, *others = inspect.signature(find).parameters.values()
+    assert first.name in ("weight_norm", "train_loss")
+    by_place = [one.name for one in others if one.kind is one.POSITIONAL_OR_KEYWORD]
+    assert by_place == (["window"] if find is find_excursions else [])
+
+
+def test_the_definitions_are_the_glossarys():
+    text = " ".join(periods.__doc__.split())
+    words = ("destabilization", "period", "phase_a", "phase_b", "phase_c", "balance_ratio", "excursion")
+    for name in words:
+        assert " ".join(glossary.TERMS[name].definition.split()) in text
 
 
 # ---------------------------------------------------------------- regimes
@@ -121,8 +148,36 @@ def test_regime_of_a_synthetic_run(regime):
     assert classify_regime(RUNS[regime]).item() == regime
 
 
-def test_guessing_is_divergence_and_no_decay_is_convergence():
-    assert classify_regime(run(1.0, 2.4, 0.9)).item() == "divergence"
+def with_errors(data, errors, classes=10):
+    """Add training errors at evenly spaced evaluations, the last after the last step, and the number of classes."""
+    looks = np.linspace(0, 2000, len(errors)).round().astype(int)
+    data = data.assign_coords(eval_step=looks).assign(train_error=(("run", "eval_step"), [errors]))
+    return data.assign_attrs(classes=classes)
+
+
+@pytest.mark.parametrize(
+    ("shares", "classes", "regime"),  # of the error that counts as guessing
+    [
+        ([0.1, 0.1, 1.001, 1.001, 1.001], 10, "divergence"),
+        ([0.9, 0.9, 0.999, 0.999, 0.999], 10, "equilibrium"),
+        ([0.9, 0.9, 0.1, 1.1, 0.1], 10, "equilibrium"),  # by the median of the late ones
+        ([0.1, 0.1, 1.001, 1.001, 1.001], 2, "divergence"),
+        ([0.1, 0.1, 0.999, 0.999, 0.999], 2, "equilibrium"),
+        ([0.1, 0.1, 1.001, 1.001, 1.001], 100, "divergence"),
+        ([0.1, 0.1, 0.999, 0.999, 0.999], 100, "equilibrium"),
+    ],
+)
+def test_guessing_is_divergence(shares, classes, regime):
+    errors = GUESSING_SHARE * (1 - 1 / classes) * np.array(shares)
+    assert classify_regime(with_errors(run(1.0, 2.4, 0.9), errors, classes)).item() == regime
+
+
+def test_a_high_loss_alone_is_no_divergence_and_no_decay_is_convergence():
+    assert classify_regime(run(1.0, 3.7, 0.9)).item() == "equilibrium"  # nothing evaluated
+    guessing = with_errors(run(1.0, 2.4, 0.9), [0.9, 0.9, 0.9])
+    assert classify_regime(guessing.drop_attrs()).item() == "equilibrium"  # of how many classes?
+    early = guessing.isel(eval_step=[0])
+    assert classify_regime(early).item() == "equilibrium"
     assert classify_regime(run(1 + T / 1e5, 1e-3, 0.0, weight_decay=0.0)).item() == "convergence"
 
 
@@ -132,7 +187,28 @@ def test_a_data_set_is_judged_run_by_run():
     finite = data.isel(run=[0, 1, 2])
     assert find_destabilizations(finite)["run"].unique().tolist() == [1]
     assert len(find_periods(finite)) == 8
-    assert periods.balance_ratio(data).dims == ("run", "step")
+    balance = periods.balance_ratio(data)
+    assert balance.dims == ("run", "step")
+    expected = theory.balance_ratio(data.angular_update.values, 0.1, 1e-2)
+    np.testing.assert_array_equal(balance, expected)
+
+
+def test_one_run_no_run_and_the_norm_alone():
+    data = RUNS["periodic"]
+    assert find_periods(data.isel(run=0))["run"].tolist() == [0] * 8
+    assert find_destabilizations(data.isel(run=[])).columns.tolist() == [*periods.DESTABILIZATION_COLUMNS, "run"]
+    assert find_periods(data.isel(run=[])).empty
+    quiet = data.assign(train_loss=data.train_loss * 0 + 1)
+    assert find_destabilizations(quiet).empty
+    assert len(find_destabilizations(quiet, train_loss=None)) == 9
+
+
+def test_tables_without_rows_hold_numbers():
+    none = find_periods(RUNS["convergence"])
+    assert np.isnan(none["length"].median())
+    assert {dtype.kind for dtype in none.drop(columns="run").dtypes} == {"f"}
+    both = xr.concat([RUNS["convergence"], RUNS["periodic"].assign_coords(run=[1])], "run")
+    assert find_periods(both)["length"].dtype == int  # one run's empty table leaves the other's types alone
 
 
 # ---------------------------------------------------------------- phases
@@ -178,7 +254,7 @@ def test_phases_are_found_in_noise():
 
 def test_a_run_that_starts_and_ends_inside_a_period_is_labelled_there_too():
     norm, gradient, _ = three_phases(300, 60, 10)
-    phases = periods.label_phases(norm[200:1250], gradient[200:1250])
+    phases = label_phases(norm[200:1250], eff_grad_norm=gradient[200:1250])
     assert set(phases[:90]) == {"A"}
     assert set(phases[110:155]) == {"B"}
     assert set(phases[-100:]) == {"A"}  # cut off in the middle of A: its gradient has not risen yet
@@ -186,14 +262,14 @@ def test_a_run_that_starts_and_ends_inside_a_period_is_labelled_there_too():
 
 
 def test_without_a_destabilization_there_are_no_phases():
-    assert set(periods.label_phases(np.exp(-0.002 * T), np.ones(2000))) == {""}
+    assert set(label_phases(np.exp(-0.002 * T), eff_grad_norm=np.ones(2000))) == {""}
 
 
 def test_phases_need_the_gradient_in_the_right_shape():
     with pytest.raises(ConfigError, match="`eff_grad_norm` must be given"):
-        periods.label_phases(np.ones(5))
+        label_phases(np.ones(5))
     with pytest.raises(ConfigError, match="`eff_grad_norm` must have the shape"):
-        periods.label_phases(np.ones(5), np.ones(4))
+        label_phases(np.ones(5), eff_grad_norm=np.ones(4))
 
 
 def test_phases_and_periods_of_a_data_set():
@@ -201,7 +277,7 @@ def test_phases_and_periods_of_a_data_set():
     spikes = np.where(gradient > 2, 3.0, 1e-3)
     variables = {"weight_norm": norm, "eff_grad_norm": gradient, "train_loss": spikes}
     data = xr.Dataset({n: (("run", "step"), v[None]) for n, v in variables.items()}, {"run": [7], "step": steps})
-    labelled = periods.label_phases(data)
+    labelled = label_phases(data)
     assert labelled.dims == ("run", "step")
     table = find_periods(data)
     assert table["run"].tolist() == [7] * len(table)
@@ -261,12 +337,96 @@ def test_a_norm_that_holds_without_a_break_is_an_equilibrium():
     assert classify_regime(run(np.exp(-0.0006 * T), 0.5, 0.2)).item() == "convergence"  # falls at 60 % of free decay
 
 
+# ---------------------------------------------------------------- the run table
+
+
+def all_runs():
+    runs = [RUNS[name].assign_coords(run=[10 + i]) for i, name in enumerate(RUNS)]
+    data = xr.concat(runs, "run").assign_coords(init_seed=("run", [0] * 4), momentum=("run", [0.0] * 4))
+    data = data.assign(elr=data.lr / data.weight_norm**2)
+    return data.assign_attrs(setup=json.dumps({"optimizer": "sgd"}))
+
+
+def test_the_run_table_has_a_row_per_run():
+    data = all_runs()
+    table = summarize(data)
+    assert table.index.tolist() == [10, 11, 12, 13]
+    assert table.index.name == "run"
+    assert table.regime.tolist() == list(RUNS)
+    assert table.destabilizations.tolist() == [0, 9, 0, 0]
+    np.testing.assert_array_equal(table.median_period, [np.nan, 200, np.nan, np.nan])
+    assert table.lr_wd.tolist() == pytest.approx([1e-3] * 4)
+    assert table.late_loss[11] == 1e-3
+    assert table.late_norm[10] == pytest.approx(np.exp(-0.001 * 1499.5))
+    assert table.late_elr[10] == pytest.approx(0.1 * np.exp(0.002 * 1499.5))
+    assert table.balance[10] == pytest.approx(1e-4)
+    shown = ["lr", "weight_decay", "init_seed", "lr_wd", "regime", "margin", "destabilizations", "median_period"]
+    assert table.columns.tolist() == [*shown, "late_loss", "late_norm", "late_elr", "balance"]
+
+
+def test_the_run_table_shows_parameters_that_vary_and_evaluations():
+    data = with_errors(all_runs().isel(run=[1]), [0.5, 0.2, 0.1])
+    data = data.assign(test_error=data.train_error + 0.05).assign_coords(init_scale=("run", [1.0]))
+    assert "init_scale" not in summarize(data)
+    two = xr.concat([data, data.assign_coords(run=[5], init_scale=("run", [2.0]))], "run")
+    table = summarize(two)
+    assert table.init_scale.tolist() == [1.0, 2.0]
+    assert table.train_error.tolist() == [0.1, 0.1]
+    assert table.test_error.tolist() == pytest.approx([0.15, 0.15])
+    assert "train_loss_full" not in table
+
+
+def test_the_margin_is_the_distance_to_the_border():
+    def margin(*arguments):
+        data = run(*arguments)
+        return summarize(data.assign(elr=data.weight_norm))["margin"].item()
+
+    spikes = np.where(T % 200 == 199, 5.0, 0.0)
+    for ratio in (0.72, 0.9, 2.0):  # equilibrium by the typical step
+        assert margin(sawtooth(200), SPIKES, ratio + spikes) == pytest.approx(abs(np.log(2 * ratio**2)))
+    assert margin(sawtooth(200), SPIKES, 0.69 + spikes) == pytest.approx(-np.log(2 * 0.69**2))  # periodic, near
+    assert margin(sawtooth(200), SPIKES, 0.05 + spikes) == pytest.approx(np.log(2 * 9))  # by its nine breaks
+    paid = 1 + 2 * -0.6e-3 * 999 / (-2 * 999 * np.log1p(-1e-3))
+    converging = margin(np.exp(-0.0006 * T), 0.5, 0.2)
+    assert converging == pytest.approx(-np.log(2 * paid), rel=1e-6)
+    assert margin(1.0, np.where(T > 1500, np.nan, 1e-3), 0.01) == np.inf
+    guessing = with_errors(run(1.0, 2.4, 0.9), [0.9, 0.9, 0.9])
+    table = summarize(guessing.assign(elr=guessing.weight_norm))
+    assert table.margin.item() == pytest.approx(-np.log(GUESSING_SHARE))
+
+
+def test_no_regime_with_momentum_or_another_optimizer():
+    data = all_runs()
+    table = summarize(data.assign_coords(momentum=("run", [0.0, 0.9, 0.0, 0.0])))
+    assert table.regime.tolist() == ["convergence", "-", "equilibrium", "divergence"]
+    assert table.loc[11, ["margin", "balance"]].isna().all()
+    assert table.destabilizations[11] == 9
+    adam = summarize(data.assign_attrs(setup=json.dumps({"optimizer": "adamw"})))
+    assert (adam.regime == "-").all()
+
+
+def test_late_is_the_second_half_of_all_that_is_recorded():
+    data = with_errors(RUNS["periodic"], [0.1] * 5).assign_coords(snapshot_step=[0, 1500])
+    half = late(data)
+    assert half.step.values.tolist() == list(range(1000, 2000))
+    assert half.eval_step.values.tolist() == [1000, 1500, 2000]
+    assert half.snapshot_step.values.tolist() == [1500]
+    assert late(data.isel(step=slice(0, 5))).step.values.tolist() == [2, 3, 4]
+
+
+def test_rows_are_counted_for_every_run():
+    data = all_runs().isel(run=[0, 1, 2])
+    counts = count_by_run(find_destabilizations(data), data)
+    assert counts.to_dict() == {10: 0, 11: 9, 12: 0}
+    assert count_by_run(find_destabilizations(data.isel(run=[0])), classify_regime(data)).tolist() == [0, 0, 0]
+
+
 # ---------------------------------------------------------------- minima
 
 
 def sawtooth_results(every, snapshots=()):
-    """Two runs: a sawtooth with minima of known loss, 20 steps before each of four kicks, and one that converges."""
-    loss = np.abs(((T - 199) % 400) - 380) * 1e-4 + 1e-3  # lowest at 579, 979, ...; kicks at 199, 599, 999, ...
+    """Two runs: a sawtooth with minima of known loss, 20 steps before each of four breaks, and one that converges."""
+    loss = np.abs(((T - 199) % 400) - 380) * 1e-4 + 1e-3  # lowest at 579, 979, ...; breaks at 199, 599, 999, ...
     norm = np.stack([sawtooth(400, start=200), np.exp(-0.002 * T)])
     looks = np.arange(0, len(T) + 1, every)
     full = np.interp(looks, T, loss)

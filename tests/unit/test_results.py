@@ -1,4 +1,8 @@
-import numpy as np
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from periodic_lib import Record, Setup, grid, results, train
@@ -45,7 +49,7 @@ def test_an_interrupted_write_leaves_nothing(dataset, tmp_path, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(results.os, "replace", interrupted)
+    monkeypatch.setattr("os.replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         results.save(dataset, tmp_path / "one.nc")
     assert list(tmp_path.iterdir()) == []
@@ -69,14 +73,67 @@ def test_selection_is_by_value(dataset):
         results.sel(dataset, wd=0.2)
 
 
-def test_the_tidy_table_has_a_row_per_run_and_step(dataset):
-    table = results.tidy(dataset, "train_loss", "weight_norm")
-    assert len(table) == 4 * 12
-    assert {"lr", "init_seed", "step", "train_loss"} <= set(table.columns)
-    assert np.isclose(table.train_loss.iloc[0], dataset.train_loss[0, 0])
-
-
 def test_provenance_is_one_line(dataset):
     line = results.provenance(dataset)
     assert "\n" not in line
     assert "4 runs of 12 steps" in line
+
+
+def test_labels_and_units_are_in_the_checksum(dataset):
+    other = dataset.copy()
+    other.weight_norm.attrs = {**dataset.weight_norm.attrs, "units": "bits"}
+    assert results.checksum(other) != results.checksum(dataset)
+
+
+def test_a_result_knows_its_classes_and_processor(dataset):
+    assert dataset.attrs["classes"] == 10
+    assert dataset.attrs["instructions"]
+
+
+def test_two_files_set_aside_in_one_second_are_both_kept(tmp_path):
+    path, kept = tmp_path / "one.nc", []
+    for content in (b"first", b"second"):
+        path.write_bytes(content)
+        kept.append(results.set_aside(path))
+    assert [aside.read_bytes() for aside in kept] == [b"first", b"second"]
+
+
+def test_a_result_that_may_not_be_read_is_not_taken_for_damaged(tmp_path, monkeypatch):
+    path = tmp_path / "one.nc"
+    path.mkdir()  # what reading says of a folder; root may read everything else
+    with pytest.raises(ConfigError, match="cannot be read"):
+        results.load(path)
+
+
+def test_what_a_result_depends_on_follows_from_the_imports():
+    found = set(results.depends_on())
+    assert {"config", "datasets", "networks", "optimizers", "metrics", "stack", "training"} <= found
+    assert not found & {"plots", "periods", "theory", "claims", "notebooks", "experiments", "cli"}
+
+
+def test_code_edited_after_import_does_not_relabel_what_runs(tmp_path):
+    """A copy of the library, edited between its import and the first digest: the digest is the old code's."""
+    copy = tmp_path / "periodic_lib"
+    shutil.copytree(Path(results.__file__).parent, copy)
+    code = (
+        "import pathlib, sys; from periodic_lib import results; "
+        "path = pathlib.Path(results.__file__).with_name('optimizers.py'); "
+        "sys.argv[1] == 'edit' and path.write_text(path.read_text() + chr(10) + 'x = 1'); "
+        "print(results.code_digest())"
+    )
+    digests = [
+        subprocess.run([sys.executable, "-c", code, word], cwd=tmp_path, capture_output=True, text=True, check=True)
+        for word in ("leave", "edit", "leave")
+    ]
+    before, during, after = (done.stdout for done in digests)
+    assert before == during != after
+
+
+def test_joined_results_are_those_of_one_stack(dataset):
+    parts = [results.sel(dataset, lr=0.1), results.sel(dataset, lr=0.3).isel(step=slice(10))]
+    joined = results.join(*parts, steps=8)
+    assert (joined.train_loss.values == dataset.train_loss.values[:, :8]).all()
+    assert joined.lr.values.tolist() == dataset.lr.values.tolist()
+    assert results.setup_of(joined) == results.setup_of(dataset)
+    with pytest.raises(ConfigError, match="the shortest has 10"):
+        results.join(*parts, steps=12)

@@ -21,12 +21,32 @@ def test_the_recursion_converges_to_the_equilibrium_norm(lr, wd, g):
 
 
 @pytest.mark.parametrize(("lr", "wd", "g"), SETTINGS)
-def test_at_equilibrium_the_angle_has_cosine_a_and_the_elr_is_as_stated(lr, wd, g):
+def test_at_equilibrium_the_angle_has_cosine_a(lr, wd, g):
     rho = theory.equilibrium_norm(lr, wd, g)
     angle = theory.angular_update(lr, wd, rho, g)
     assert np.cos(angle) == pytest.approx(1 - lr * wd, rel=1e-12)
     assert angle == pytest.approx(theory.equilibrium_angle(lr, wd), rel=1e-9)
-    assert theory.equilibrium_elr(lr, wd, g) == pytest.approx(lr / rho**2, rel=1e-12)
+    assert theory.balance_ratio(angle, lr, wd) == pytest.approx(1, rel=1e-9)
+    assert theory.balance_line(theory.effective_lr(lr, rho), lr, wd) == pytest.approx(g, rel=1e-9)
+
+
+def test_the_square_of_the_balance_ratio_is_growth_over_decay():
+    lr, wd, g = 0.3, 1e-2, np.array([0.1, 1.0, 20.0])
+    rho = 2.0
+    ratio = theory.balance_ratio(theory.angular_update(lr, wd, rho, g), lr, wd)
+    growth = theory.next_norm(lr, wd, rho, g) ** 2 - ((1 - lr * wd) * rho) ** 2
+    decay = rho**2 * (1 - (1 - lr * wd) ** 2)
+    np.testing.assert_allclose(ratio**2, growth / decay, rtol=1e-9)
+    assert np.isinf(theory.balance_ratio(0.1, 1.0, 0.0))
+    assert np.isnan(theory.balance_ratio(0.0, 1.0, 0.0))
+
+
+def test_above_the_balance_line_the_norm_grows():
+    lr, wd, rho = 0.3, 1e-2, np.array([0.5, 5.0, 50.0])
+    line = theory.balance_line(lr / rho**2, lr, wd)
+    np.testing.assert_allclose(theory.next_norm(lr, wd, rho, line), rho, rtol=1e-12)
+    assert (theory.next_norm(lr, wd, rho, 1.01 * line) > rho).all()
+    assert (theory.next_norm(lr, wd, rho, 0.99 * line) < rho).all()
 
 
 def test_the_published_equilibrium_is_met():
@@ -42,12 +62,12 @@ def test_slope_at_the_fixed_point():
     assert (up - down) / (2 * h) == pytest.approx(2 * (1 - lr * wd) ** 2 - 1, rel=1e-6)
 
 
-def test_fourth_power_relaxes_at_four_el():
+def test_fourth_power_relaxes_at_four_lr_wd():
     lr, wd, g = 0.1, 1e-3, 20.0
     balance = float(theory.equilibrium_norm(lr, wd, g))
     norms = iterate(lr, wd, 2 * balance, [g] * 5000)
     law = balance**4 + (1 - lr * wd) ** (4 * np.arange(5001)) * (norms[0] ** 4 - balance**4)
-    assert np.max(np.abs(norms**4 / law - 1)) < lr * wd  # the law holds up to O(el)
+    assert np.max(np.abs(norms**4 / law - 1)) < lr * wd  # the law holds up to O(lr_wd)
 
 
 def test_budget_closes_for_random_gradients():
@@ -69,14 +89,14 @@ def test_random_gradients_balance_on_average():
 
 
 def test_spread_of_the_squared_norm_at_equilibrium():
-    # std(rho^2) / mean = sqrt(el Var(g^2) / (2 G^4)); relative standard error of a std over N values: 1 / sqrt(2 N)
+    # std(rho^2) / mean = sqrt(lr_wd Var(g^2) / (2 G^4)); relative standard error of a std over N values: 1 / sqrt(2 N)
     lr, wd = 0.1, 1e-2
-    el = lr * wd
+    lr_wd = lr * wd
     squares = np.random.default_rng(2).exponential(1.0, 400_000)  # Var(g^2) = G^4
     norms = iterate(lr, wd, float(theory.equilibrium_norm(lr, wd, 1.0)), np.sqrt(squares))
     rho2 = norms[20_000:] ** 2
-    independent = len(rho2) * 2 * el  # correlation time 1 / (4 el), both sides
-    assert rho2.std() / rho2.mean() == pytest.approx(np.sqrt(el / 2), rel=5 / np.sqrt(2 * independent))
+    independent = len(rho2) * 2 * lr_wd  # correlation time 1 / (4 lr_wd), both sides
+    assert rho2.std() / rho2.mean() == pytest.approx(np.sqrt(lr_wd / 2), rel=5 / np.sqrt(2 * independent))
 
 
 def test_free_decay_takes_the_stated_time():
@@ -100,8 +120,8 @@ def test_functions_broadcast():
 def settings(number=100, seed=3):
     """Random lr, weight decay (lr * weight decay from 2e-3 to 1e-2), delta, smallest gradient and starting norm."""
     rng = np.random.default_rng(seed)
-    lr, el = 10 ** rng.uniform(-2, 1, number), 10 ** rng.uniform(-2.7, -2, number)
-    return lr, el / lr, rng.uniform(0.03, 0.3, number), rng.uniform(0.1, 10, number), rng
+    lr, lr_wd = 10 ** rng.uniform(-2, 1, number), 10 ** rng.uniform(-2.7, -2, number)
+    return lr, lr_wd / lr, rng.uniform(0.03, 0.3, number), rng.uniform(0.1, 10, number), rng
 
 
 def first_jumps(lr, wd, delta, start, choose, steps):
@@ -138,7 +158,7 @@ def test_the_adversary_attains_the_lower_bound():
     bound = theory.jump_not_before(lr, wd, start, low, high, delta)
     first = first_jumps(lr, wd, delta, start, as_early_as_possible(lr, wd, delta, low, high), 2000)
     assert (first >= bound - 1e-6).all()
-    assert (first <= 1.01 * bound + 2).all()  # the bound leaves out a term of relative order el
+    assert (first <= 1.01 * bound + 2).all()  # the bound leaves out a term of relative order lr_wd
 
 
 def test_no_gradients_between_low_and_high_jump_before_the_lower_bound():
@@ -161,13 +181,13 @@ def test_up_to_the_critical_ratio_nothing_jumps():
     assert theory.never_jump_ratio(1.0, 1e-4, 0.01) == pytest.approx(np.sqrt(0.01 / 1e-4), rel=0.02)
 
 
-def test_a_jump_is_forced_only_below_el():
+def test_a_jump_is_forced_only_below_lr_wd():
     lr, wd, _, g, rng = settings()
-    el = lr * wd
+    lr_wd = lr * wd
     start = 2 * theory.equilibrium_norm(lr, wd, g)
-    constant = first_jumps(lr, wd, 1.1 * el, start, lambda norm: g, 5000)
+    constant = first_jumps(lr, wd, 1.1 * lr_wd, start, lambda norm: g, 5000)
     assert np.isinf(constant).all()
-    forced = first_jumps(lr, wd, 0.5 * el, start, lambda norm: g * 3 ** rng.uniform(0, 1, len(lr)), 5000)
+    forced = first_jumps(lr, wd, 0.5 * lr_wd, start, lambda norm: g * 3 ** rng.uniform(0, 1, len(lr)), 5000)
     assert np.isfinite(forced).all()
 
 
@@ -203,7 +223,7 @@ def test_the_norm_returns_no_earlier_than_stated_and_no_later_without_gradients(
 # ---------------------------------------------------------------- other optimizers, other schedules
 
 
-DIMENSION, STEPS, EL = 400, 40_000, 1e-2
+DIMENSION, STEPS, LR_WD = 400, 40_000, 1e-2
 
 
 def sampling_error(correlation_steps):
@@ -225,7 +245,7 @@ def stationary(step, skip=4000):
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
 def test_equilibrium_with_momentum(momentum):
-    lr, wd, g = 0.1, EL / 0.1, 3.0
+    lr, wd, g = 0.1, LR_WD / 0.1, 3.0
     norm = float(theory.equilibrium_norm(lr, wd, g, momentum))
     rng, size = np.random.default_rng(7), g / norm / np.sqrt(DIMENSION)
     w, velocity = np.zeros(DIMENSION), np.zeros(DIMENSION)
@@ -237,14 +257,14 @@ def test_equilibrium_with_momentum(momentum):
         return w
 
     measured, angle = stationary(step)
-    error = sampling_error((1 - momentum) / (2 * EL))  # of |w|^2: the norm and the angle have half of it
+    error = sampling_error((1 - momentum) / (2 * LR_WD))  # of |w|^2: the norm and the angle have half of it
     assert measured == pytest.approx(norm, rel=2.5 * error)
     assert angle == pytest.approx(float(theory.equilibrium_angle(lr, wd, momentum)), rel=2.5 * error)
 
 
 @pytest.mark.parametrize("beta1", [0.0, 0.9])
 def test_equilibrium_of_adamw(beta1):
-    lr, wd, beta2 = 0.1, EL / 0.1, 0.999
+    lr, wd, beta2 = 0.1, LR_WD / 0.1, 0.999
     rng = np.random.default_rng(8)
     w, first, second = np.zeros(DIMENSION), np.zeros(DIMENSION), np.ones(DIMENSION)
 
@@ -257,7 +277,7 @@ def test_equilibrium_of_adamw(beta1):
         return w
 
     measured, angle = stationary(step)
-    error = 2.5 * sampling_error(1 / (2 * EL)) + (1 - beta2)  # the second moment fluctuates by (1 - beta2) squared
+    error = 2.5 * sampling_error(1 / (2 * LR_WD)) + (1 - beta2)  # the second moment fluctuates by (1 - beta2) squared
     assert measured == pytest.approx(float(theory.equilibrium_norm_adamw(lr, wd, DIMENSION, beta1)), rel=error)
     assert angle == pytest.approx(float(theory.equilibrium_angle_adamw(lr, wd, beta1)), rel=error)
 
@@ -287,91 +307,79 @@ def test_a_growing_lr_without_weight_decay_moves_the_direction_as_weight_decay_d
     assert np.linalg.norm(free) > np.linalg.norm(decayed)
 
 
-def test_expected_periods_counts_a_sawtooth_under_a_schedule():
-    wd, span = 0.05, 20.0
-    lr = np.r_[np.full(3000, 0.2), np.full(3000, 0.05)]
-    growth, count = 0.0, 0  # of ln(elr) since the last break
-    for eta in lr:
-        growth -= 2 * np.log1p(-eta * wd)
-        if growth >= np.log(span):
-            growth, count = 0.0, count + 1
-    expected = float(theory.expected_periods(lr, wd, span))
-    assert count == int(expected)
-
-
 # ---------------------------------------------------------------- the stability edge
 
 
-def half_map(phi, step, slope, el):
+def half_map(phi, step, slope, lr_wd):
     """One step of gradient descent with weight decay on a circle, then a reflection; the flip orbit is at rest."""
     turn = step * slope(phi)
-    return np.array([-(phi - np.arctan(turn)), step / ((1 - el) ** 2 * (1 + turn**2))])
+    return np.array([-(phi - np.arctan(turn)), step / ((1 - lr_wd) ** 2 * (1 + turn**2))])
 
 
-def modulus(slope, el):
+def modulus(slope, lr_wd):
     """Return |eigenvalue|^2 of the flip orbit, by a numerical Jacobian."""
-    angle = np.arccos(1 - el) / 2  # at rest cos(2 A) = a
+    angle = np.arccos(1 - lr_wd) / 2  # at rest cos(2 A) = a
     point = np.array([angle, np.tan(2 * angle) / slope(angle)])
-    assert half_map(*point, slope, el) == pytest.approx(point, rel=1e-9)
+    assert half_map(*point, slope, lr_wd) == pytest.approx(point, rel=1e-9)
     columns = []
     for i in range(2):
         h = np.zeros(2)
         h[i] = 1e-5 * point[i]
-        columns.append((half_map(*(point + h), slope, el) - half_map(*(point - h), slope, el)) / (2 * h[i]))
+        columns.append((half_map(*(point + h), slope, lr_wd) - half_map(*(point - h), slope, lr_wd)) / (2 * h[i]))
     eigenvalues = np.linalg.eigvals(np.column_stack(columns))
-    turn = 2 * np.pi / theory.edge_oscillation_steps(el)
-    assert np.abs(np.angle(eigenvalues)).max() == pytest.approx(turn, rel=0.02)
+    angle = np.sqrt(8 * lr_wd)  # small oscillations last 2 pi / sqrt(8 lr wd) steps
+    assert np.abs(np.angle(eigenvalues)).max() == pytest.approx(angle, rel=0.02)
     return abs(np.prod(eigenvalues))
 
 
 @pytest.mark.parametrize("k", [1, 1.5, 2, 2.5, 4])
 def test_modulus_at_the_edge_of_sines(k):
-    el = 1e-4
-    law = theory.edge_modulus(el, theory.edge_constant(k**3 / 6, k))
-    assert (modulus(lambda phi: np.sin(k * phi), el) - 1) / el == pytest.approx((law - 1) / el, abs=0.002)
+    lr_wd = 1e-4
+    law = 4 - theory.edge_constant(k**3 / 6, k)
+    assert (modulus(lambda phi: np.sin(k * phi), lr_wd) - 1) / lr_wd == pytest.approx(law, abs=0.002)
 
 
 @pytest.mark.parametrize("gamma", [1, 2, 3, 5])
 def test_modulus_at_the_edge_of_cross_entropy(gamma):
-    el, s = 1e-4, 1 / (1 + np.exp(gamma))  # F = ln(1 + exp(-gamma cos phi)): b/h = 1/6 - gamma (1 - s) / 2
-    law = theory.edge_modulus(el, theory.edge_constant(1 / 6 - gamma * (1 - s) / 2, 1.0))
+    lr_wd, s = 1e-4, 1 / (1 + np.exp(gamma))  # F = ln(1 + exp(-gamma cos phi)): b/h = 1/6 - gamma (1 - s) / 2
+    law = 4 - theory.edge_constant(1 / 6 - gamma * (1 - s) / 2, 1.0)
 
     def slope(phi):
         return gamma * np.sin(phi) / (1 + np.exp(gamma * np.cos(phi)))
 
-    assert (modulus(slope, el) - 1) / el == pytest.approx((law - 1) / el, abs=0.002)
-    assert law > 1  # cross-entropy leaves the edge in growing oscillations
+    assert (modulus(slope, lr_wd) - 1) / lr_wd == pytest.approx(law, abs=0.002)
+    assert law > 0  # cross-entropy leaves the edge in growing oscillations
 
 
-@pytest.mark.parametrize("el", [1e-2, 3e-3, 1e-3])
-def test_exit_without_noise(el):
-    orbit = toys.circle_orbit(el, steps=int(1.2 / el), phi=1e-9, sphere_step=0.9)
+@pytest.mark.parametrize("lr_wd", [1e-2, 3e-3, 1e-3])
+def test_exit_without_noise(lr_wd):
+    orbit = toys.circle_orbit(lr_wd, steps=int(1.2 / lr_wd), phi=1e-9, sphere_step=0.9)
     left = np.flatnonzero(np.abs(orbit.phi.values[5:]) >= 1e-9)[0] + 5
-    assert float(orbit.x[left]) == pytest.approx(theory.exit_without_noise(0.9), rel=5 * el)
+    assert float(orbit.x[left]) == pytest.approx(theory.exit_without_noise(0.9), rel=5 * lr_wd)
 
 
-@pytest.mark.parametrize("el", [1e-2, 1e-3])
+@pytest.mark.parametrize("lr_wd", [1e-2, 1e-3])
 @pytest.mark.parametrize("sigma", [1e-14, 1e-10, 1e-6])
-def test_exit_with_a_noise_floor(el, sigma):
-    jump = 0.1 * np.sqrt(el / 2)  # a tenth of the orbit at rest on the edge: growth is still linear
+def test_exit_with_a_noise_floor(lr_wd, sigma):
+    jump = 0.1 * np.sqrt(lr_wd / 2)  # a tenth of the orbit at rest on the edge: growth is still linear
     exits = []
     for seed in range(12):
-        orbit = toys.circle_orbit(el, int(0.9 / el), phi=1e-3, sphere_step=0.9, floor=sigma, seed=seed)
+        orbit = toys.circle_orbit(lr_wd, int(0.9 / lr_wd), phi=1e-3, sphere_step=0.9, floor=sigma, seed=seed)
         exits.append(float(orbit.x[np.flatnonzero((np.abs(orbit.phi) >= jump) & (orbit.x > 2))[0]]))
-    growth = jump / (0.6745 * theory.noise_floor(sigma, el))  # median of |phi|
+    growth = jump / (0.6745 * theory.noise_floor(sigma, lr_wd))  # median of |phi|
     error = np.exp(2 * 1.17 / np.sqrt(len(exits)))  # two standard errors of the median of ln|normal|
-    low, high = (theory.exit_with_floor(el, growth * factor) for factor in (1 / error, error))
-    assert low * (1 - 5 * el) < np.median(exits) < high * (1 + 5 * el)
+    low, high = (theory.exit_with_floor(lr_wd, growth * factor) for factor in (1 / error, error))
+    assert low * (1 - 5 * lr_wd) < np.median(exits) < high * (1 + 5 * lr_wd)
 
 
 def test_noise_floor_is_the_root_mean_square():
-    el, x, rng = 1e-3, 0.9, np.random.default_rng(9)
+    lr_wd, x, rng = 1e-3, 0.9, np.random.default_rng(9)
     phi = np.zeros(2000)
     while x < 2.2:
         phi = (1 - x) * phi + rng.normal(size=len(phi))
-        x /= (1 - el) ** 2
-    grown = np.exp((theory.dilogarithm(2.0) - theory.dilogarithm(x)) / (2 * el)) / np.sqrt(x - 1)  # last step: half
-    assert phi.std() / grown == pytest.approx(theory.noise_floor(1.0, el), rel=5 / np.sqrt(2 * len(phi)))
+        x /= (1 - lr_wd) ** 2
+    grown = np.exp((theory.dilogarithm(2.0) - theory.dilogarithm(x)) / (2 * lr_wd)) / np.sqrt(x - 1)  # last step: half
+    assert phi.std() / grown == pytest.approx(theory.noise_floor(1.0, lr_wd), rel=5 / np.sqrt(2 * len(phi)))
 
 
 def test_exit_with_floor_has_the_stated_leading_order():
@@ -383,10 +391,10 @@ def test_exit_with_floor_has_the_stated_leading_order():
 
 def test_epsilon_shrinks_the_output_and_bounds_the_step_of_toy_b():
     eps, gain = 0.5, 20.0
-    toy = toys.SphereToy(el=1e-3, gain=gain, batch=16, points=16, eps=eps, elr_start=0.02)
+    toy = toys.SphereToy(lr_wd=1e-3, gain=gain, batch=16, points=16, eps=eps, elr_start=0.02)
     orbit = toy.run(2).isel(run=0)
     rho, lr = float(orbit.weight_norm[0]), float(orbit.lr)
-    shrunk = theory.output_gain(rho, eps)
+    shrunk = rho / np.sqrt(rho**2 + eps)
     without = toys.SphereToy(gain=gain * shrunk, batch=16, points=16)  # the same loss, epsilon in the gain
     before, after = orbit.direction.values
     assert float(orbit.train_loss[0]) == pytest.approx(float(without.losses(before)), rel=1e-12)
@@ -395,14 +403,14 @@ def test_epsilon_shrinks_the_output_and_bounds_the_step_of_toy_b():
     h = 1e-6
     slope = [(without.losses(before + h * v) - without.losses(before - h * v)) / (2 * h) for v in basis]
     moved = basis @ after * float(orbit.weight_norm[1]) / np.sqrt(rho**2 + eps)  # in units of the normalized weights
-    assert moved == pytest.approx(-theory.bounded_elr(lr, rho, eps) * np.array(slope) / shrunk, rel=1e-6)
+    assert moved == pytest.approx(-lr / (rho**2 + eps) * np.array(slope) / shrunk, rel=1e-6)
 
 
 # ---------------------------------------------------------------- toy B in 32 bits
 
 
 def test_toy_b_in_32_bits_stays_close_at_first_and_rounds():
-    wide, narrow = (toys.SphereToy(el=1e-2, seed=[0, 1], dtype=dtype).run(100) for dtype in ("float64", "float32"))
+    wide, narrow = (toys.SphereToy(lr_wd=1e-2, seed=[0, 1], dtype=dtype).run(100) for dtype in ("float64", "float32"))
     assert np.allclose(wide.weight_norm, narrow.weight_norm, rtol=1e-4)
     assert not np.array_equal(wide.weight_norm, narrow.weight_norm)
     assert np.isfinite(narrow.train_loss).all()
@@ -429,7 +437,7 @@ def test_the_clock_with_momentum_runs_as_the_recursion_does():
     assert logs[-1] - logs[500] == pytest.approx(clock[-1] - clock[500], rel=2e-3)
 
 
-def test_the_clock_of_a_constant_learning_rate_ends_at_the_number_of_expected_periods():
+def test_the_clock_of_a_constant_learning_rate_ends_at_the_decay_of_the_squared_norm():
     rates = np.full((2, 300), [[0.1], [0.3]])
     clock = theory.decay_clock(rates, np.array([1e-2, 1e-3]))
-    assert clock[:, -1] == pytest.approx(theory.expected_periods(rates, np.array([1e-2, 1e-3]), np.e))
+    assert clock[:, -1] == pytest.approx(2 * np.array([1e-2, 1e-3]) * rates.sum(axis=-1))

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from periodic_lib import Record, Run, Setup, grid, results, theory, train, training
+from periodic_lib import Record, Run, Setup, devices, grid, recording, results, theory, train, training
+from periodic_lib import stack as stack_module
 from periodic_lib.config import ConfigError
-from periodic_lib.training import Stack
+from periodic_lib.stack import Stack
 
 SMALL = {"width": 16, "depth": 2, "drop_last": True}
 
@@ -339,6 +340,25 @@ def test_sharpness_is_that_of_the_dense_hessian():
         assert float(result.sharpness[run, 0]) == pytest.approx(top, rel=2e-3)
 
 
+@pytest.mark.parametrize("stop", [None, 8, 17])
+def test_an_average_is_the_mean_of_every_step(tmp_path, stop):
+    setup, runs = Setup(**SMALL, steps=25), grid(lr=0.1, weight_decay=1e-2, seed=[0, 1])
+    every = quick(setup, runs, record=Record(evaluate_every=None, layers=True))
+    record = Record(every=6, average=True, evaluate_every=None, layers=True)
+    if stop is None:
+        means = quick(setup, runs, record=record)
+    else:
+        means = interrupted_then_resumed(setup, runs, record, tmp_path / "state.npz", at=stop)
+    assert means.step.values.tolist() == [0, 6, 12, 18, 24]
+    parts = [every.isel(step=slice(start, start + 6)) for start in means.step.values]  # the last: one step
+    for name in ("train_loss", "weight_norm", "elr", "eff_grad_norm", "layer_grad_norm"):
+        expected = np.stack([part[name].mean("step") for part in parts], axis=1)
+        np.testing.assert_allclose(means[name], expected, rtol=2e-6, err_msg=name)
+    for name in ("angular_update", "layer_angular_update"):
+        expected = np.stack([np.sqrt(np.square(part[name]).mean("step")) for part in parts], axis=1)
+        np.testing.assert_allclose(means[name], expected, rtol=2e-6, err_msg=name)
+
+
 def test_measuring_curvature_and_parts_does_not_change_the_trajectory():
     setup, runs = Setup(width=8, depth=1, steps=12), grid(lr=0.1, weight_decay=1e-2, seed=[0, 1])
     plain = quick(setup, runs)
@@ -350,7 +370,7 @@ def test_a_large_full_batch_gives_the_same_numbers_run_by_run(monkeypatch):
     setup = Setup(width=8, depth=1, steps=5, batch_size=None, dtype="float64")
     runs = grid(lr=0.1, weight_decay=1e-2, seed=[0, 1, 2])
     at_once = quick(setup, runs)
-    monkeypatch.setattr(training, "FULL_BATCH_NUMBERS", 1)
+    monkeypatch.setattr(stack_module, "FULL_BATCH_NUMBERS", 1)
     np.testing.assert_allclose(quick(setup, runs).train_loss, at_once.train_loss, rtol=1e-12)
 
 
@@ -424,6 +444,34 @@ def test_less_precise_arithmetic_only_when_asked(matmul):
     assert json.loads(less.attrs["setup"])["matmul"] == matmul
     if matmul == "bfloat16":  # a CPU has no tf32
         assert (less.train_loss.values != full.train_loss.values).any()
+
+
+@pytest.mark.parametrize("matmul", ["full", "tf32"])
+def test_cuda_rounds_backwards_as_it_does_forwards(matmul):
+    """The flags are read when a convolution's backward pass runs; a hook stands in for it where there is no GPU."""
+    stack = Stack(Setup(network="convnet", width=4, depth=2, batch_size=8, matmul=matmul), [Run(0.1, 1e-2)])
+    x, labels = stack._examples(stack.batch_order().next())
+    stack.device, seen, logits = "cuda", [], stack.network.logits
+    cudnn = torch.backends.cudnn
+
+    def watched(values, pictures, normalize=None):
+        note = lambda *_: seen.append((cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark))  # noqa: E731
+        note()
+        out = logits(values, pictures)
+        out.register_hook(note)
+        return out
+
+    stack.network.logits = watched
+    before = cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark
+    stack._loss_and_gradient(x, labels)
+    assert seen == [(matmul == "tf32", True, False)] * 2
+    assert before == (cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark)
+
+
+def test_a_transformer_has_a_curvature():
+    setup = Setup(network="transformer", width=16, depth=1, steps=1, train_size=64, batch_size=16)
+    out = quick(setup, [Run(0.1, 1e-2)], record=Record(evaluate_every=None, curvature_every=1))
+    assert (out.sharpness > 0).all()
 
 
 def test_own_data_are_trained_on(tmp_path):
@@ -529,9 +577,9 @@ def test_memory_grows_linearly_with_the_runs_and_the_data_are_shared():
 
 def test_a_long_record_of_many_runs_stays_small():
     stack = Stack(Setup(steps=20_000), grid(lr=0.1, weight_decay=0, seed=range(64)))
-    keep = training._Recorder(stack, Record(), steps_per_epoch=12)
+    keep = recording.Recorder(stack, Record(), steps_per_epoch=12)
     recorded = sum(table.nbytes for table in keep.tables.values())
-    assert recorded + 2 * 64 * 20_000 * 4 < 100e6  # with the two metrics that follow from the others
+    assert recorded < 100e6
 
 
 def test_not_measuring_does_not_change_the_trajectory():
@@ -550,8 +598,8 @@ def test_a_captured_step_is_the_step(monkeypatch):
 
     fake = {"Stream": lambda: FakeStream, "current_stream": lambda: FakeStream, "CUDAGraph": FakeGraph}
     FakeStream = type("FakeStream", (), {"wait_stream": staticmethod(lambda _: None)})
-    for name, value in {**fake, "stream": lambda _: nullcontext(), "graph": lambda _: nullcontext()}.items():
-        monkeypatch.setattr(training.torch.cuda, name, value)
+    for name, value in {**fake, "stream": lambda _: nullcontext(), "graph": lambda *_, **__: nullcontext()}.items():
+        monkeypatch.setattr(torch.cuda, name, value)
     setup = Setup(width=8, depth=1, steps=30, optimizer="adamw", dtype="float64")
     runs = [Run(0.01, 1e-2, schedule="cosine"), Run(0.01, 1e-2, schedule="constant_elr", data_seed=1)]
     plain, stack = Stack(setup, runs), Stack(setup, runs)
@@ -563,7 +611,7 @@ def test_a_captured_step_is_the_step(monkeypatch):
         inputs = stack.data.x_train[index], stack.data.y_train[index], stack._factor()
         stack.steps_done += 1
         if index.shape[1] not in graphs:  # full batches and the last, short one of an epoch
-            graph = graphs[index.shape[1]] = training._Graph(stack, *inputs)
+            graph = graphs[index.shape[1]] = devices.Graph(stack, *inputs)
             graph.graph.owner = graph
         assert torch.equal(graphs[index.shape[1]](*inputs), expected)
     assert len(graphs) == 2
@@ -585,7 +633,7 @@ def test_adamw_is_rescaled_by_c_and_1_over_c(tmp_path):
     labels = {f"y_{part}": np.arange(256) % 4 for part in ("train", "test")}
     np.savez(tmp_path / "features.npz", **arrays, **labels)
     settings = [(0.01, 0.1, 1.0)]
-    settings += [(*map(float, theory.rescaled_adamw(0.01, 0.1, c)), c) for c in (0.1, 10.0)]
+    settings += [(0.01 * c, 0.1 / c, c) for c in (0.1, 10.0)]
     runs = [Run(lr=lr, weight_decay=wd, init_scale=c, adam_eps=0) for lr, wd, c in settings]
     data = str(tmp_path / "features.npz")
     setup = Setup(dataset=data, optimizer="adamw", dtype="float64", bn_eps=0, width=16, steps=40)

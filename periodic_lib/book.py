@@ -1,0 +1,133 @@
+"""The book: executed chapters, pages and the scorecard, rendered by Jupyter Book."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from periodic_lib import claims, glossary, scorecard
+from periodic_lib.execution import copy_of, execute
+from periodic_lib.notebooks import ChapterError, build_folder, chapters, error_outputs, read
+from periodic_lib.project import print_message, root, write_whole
+
+
+def build_book(profile: str = "classroom", strict: bool = False) -> Path:
+    """Execute what is out of date, render the book, and return the page to open.
+
+    A measured verdict that is not the acknowledged one is marked on the scorecard and printed:
+    another processor rounds otherwise, and may measure one. `strict` makes it an error, after
+    rendering.
+
+    Raises
+    ------
+    ChapterError : if a chapter fails or the book has a warning; if `strict`, for such a verdict.
+    """
+    execute(None, profile)
+    stage(profile)
+    page = _render(build_folder(profile))
+    changed = claims.changed(claims.read_records(build_folder(profile) / "records"))
+    for line in changed:
+        print_message(line)
+    if changed and strict:
+        raise ChapterError(
+            f"verdicts other than the acknowledged ones: {len(changed)}; "
+            f"the book is rendered: {page}"
+        )
+    return page
+
+
+def _render(folder: Path) -> Path:
+    """Run Jupyter Book on the staged sources; return the first page."""
+    start = "from jupyter_book.cli.main import main; main()"  # the package has no __main__
+    command = [sys.executable, "-c", start, "build", folder / "source"]
+    command += ["--path-output", folder / "html", "-W", "-n", "--keep-going", "--quiet"]
+    places = {"PERIODIC_RECORDS": str(folder / "records"), "PERIODIC_ROOT": str(root())}
+    environment = {**os.environ, **places}
+    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
+    if done.returncode != 0:
+        # so that the warnings come again next time
+        shutil.rmtree(folder / "html" / "_build" / ".doctrees", ignore_errors=True)
+        raise ChapterError(
+            f"the book has warnings or errors:\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
+        )
+    return folder / "html" / "_build" / "html" / "index.html"
+
+
+def stage(profile: str) -> Path:
+    """Lay out what Jupyter Book reads: pages, executed chapters, the scorecard, figures, MathJax.
+
+    A file is written only if its content changed, so that Sphinx re-reads only what did.
+    """
+    folder, wanted = build_folder(profile) / "source", _sources(profile)
+    for path in folder.rglob("*"):
+        if path.is_file() and path.relative_to(folder) not in wanted:
+            path.unlink()
+    for name, content in wanted.items():
+        target = folder / name
+        if not target.exists() or target.read_bytes() != content:
+            write_whole(target, content)
+    return folder
+
+
+def _sources(profile: str) -> dict[Path, bytes]:
+    """Return the files that Jupyter Book reads: path below its source folder -> content."""
+    book, records = root() / "book", build_folder(profile) / "records"
+    found: dict[Path, bytes] = {}
+    for path in book.rglob("*"):
+        name = path.relative_to(book)
+        hidden = any(part.startswith((".", "__pycache__")) for part in name.parts)
+        if path.is_file() and path.suffix != ".ipynb" and not hidden:
+            found[name] = path.read_bytes()
+    for name in chapters():
+        found[Path(f"{name}.ipynb")] = rendered(read(copy_of(name, profile)))
+    for path in (records / "figures").glob("*.png"):
+        found[Path("figures") / path.name] = path.read_bytes()
+    found[Path("scorecard.md")] = scorecard.page(claims.read_records(records)).encode()
+    found[Path("glossary.md")] = glossary.page().encode()
+    found[Path("_vendor/mathjax/tex-svg-full.js")] = _mathjax()
+    return found
+
+
+def rendered(notebook: dict) -> bytes:
+    """Return an executed notebook as the book shows it.
+
+    Text alternatives are where MyST-NB reads them, and standard error is left out.
+
+    Raises
+    ------
+    ChapterError : if a cell failed.
+    """
+    errors = error_outputs(notebook)
+    if errors:
+        raise ChapterError(f"an executed chapter has errors in its outputs: {errors}")
+    for cell in notebook["cells"]:
+        outputs = [out for out in cell.get("outputs", []) if out.get("name") != "stderr"]
+        if cell["cell_type"] == "code":
+            cell["outputs"] = outputs
+        for output in outputs:
+            alt = output.get("metadata", {}).get("image/png", {}).get("alt")
+            if alt:
+                cell["metadata"].setdefault("mystnb", {})["image"] = {"alt": alt}
+        tags = cell["metadata"].get("tags", [])
+        if "injected-parameters" in tags:
+            cell["metadata"]["tags"] = [*tags, "remove-cell"]
+        cell["metadata"].pop("papermill", None)
+        cell["metadata"].pop("execution", None)
+    notebook["metadata"].pop("papermill", None)
+    return json.dumps(notebook, indent=1).encode()
+
+
+def _mathjax() -> bytes:
+    """Return MathJax as one file, from the package that ships it."""
+    distribution = importlib.metadata.distribution("sphinx-mathjax-offline")
+    found = [file for file in distribution.files or [] if file.name == "tex-svg-full.js"]
+    if not found:
+        raise ChapterError(
+            "no tex-svg-full.js in sphinx-mathjax-offline: `make setup` reinstalls it."
+        )
+    return Path(distribution.locate_file(found[0])).read_bytes()

@@ -1,0 +1,257 @@
+"""What is of the project and not of its science: where it is, what its environment says, YAML,
+messages, files, digests.
+
+The ground floor: imports nothing of the library.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import glob
+import hashlib
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+
+VARIABLES = {  # of the environment: what each is for, what holds without it; also in README
+    "PERIODIC_ROOT": ("the project folder", "found upwards of the working directory"),
+    "PERIODIC_CACHE": ("folder of results made on this machine", "`data/cache`"),
+    "PERIODIC_DATA": ("folder of torchvision's data sets", "`data/downloads`"),
+    "PERIODIC_OFFLINE": ("`1`: download nothing", "what is absent is downloaded"),
+    "PERIODIC_RECORDS": (
+        "folder of what chapters say: claims, numbers, figures",
+        "`build/interactive`",
+    ),
+    "PERIODIC_PROGRESS": ("file that gets the progress bar, for another process", "standard error"),
+    "PERIODIC_SEED_SHIFT": ("added to every seed of an experiment", "`0`"),
+}
+ABANDONED_SECONDS = 5  # a file being written is younger than this before its owner has locked it
+
+
+class ConfigError(ValueError):
+    """A parameter that cannot be used; the message is one line that says which, why, and what would
+    be legal.
+    """
+
+
+class Unfinished(RuntimeError):
+    """Training that stopped because its budget was used up; its state is saved."""
+
+    def __init__(self, done: int, steps: int):
+        super().__init__(
+            f"stopped after {done:,} of {steps:,} steps, as the budget was used up; "
+            "the state is saved"
+        )
+        self.done, self.steps = done, steps
+
+
+# ---------------------------------------------------------------- where the project is
+
+
+def variable(name: str) -> str | None:
+    """Return one of `VARIABLES` of the environment; None where it is not set, or empty."""
+    if name not in VARIABLES:
+        raise KeyError(name)
+    return os.environ.get(name) or None
+
+
+def folder(name: str, *default: str) -> Path:
+    """Return the folder that an environment variable names, with ~ expanded; else `default` in the
+    project.
+    """
+    chosen = variable(name)
+    return Path(chosen).expanduser() if chosen else root().joinpath(*default)
+
+
+def root() -> Path:
+    """Return the project folder: $PERIODIC_ROOT, else the nearest folder upwards that has
+    book/experiments.yml.
+
+    The search starts in the working directory, then at the library itself.
+
+    Raises
+    ------
+    ConfigError : if there is none.
+    """
+    if variable("PERIODIC_ROOT"):
+        return Path(variable("PERIODIC_ROOT")).expanduser()
+    here = Path.cwd()
+    for place in (here, *here.parents, Path(__file__).resolve().parent.parent):
+        if (place / "book" / "experiments.yml").is_file():
+            return place
+    raise ConfigError(
+        f"no project folder: {here} and the folders above it have no book/experiments.yml. "
+        "Change into the cloned project, or set PERIODIC_ROOT to it."
+    )
+
+
+def print_message(text: str) -> None:
+    """Print a line to standard error."""
+    print(f"periodic: {text}", file=sys.stderr, flush=True)
+
+
+# ---------------------------------------------------------------- YAML
+
+
+def read_yaml(path: Path) -> dict:
+    """Return the mapping in a YAML file.
+
+    Raises
+    ------
+    ConfigError : naming the file and the line, if it cannot be read or is no mapping.
+    """
+    import yaml
+
+    try:
+        content = _parsed(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}.") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}" if mark else "unknown line"
+        problem = getattr(error, "problem", None) or error
+        raise ConfigError(f"{path}, {where}: {problem}.") from error
+    if not isinstance(content, dict):
+        kind = type(content).__name__
+        raise ConfigError(f"{path}, line 1: must be a mapping of names to entries; got {kind}.")
+    return content
+
+
+@lru_cache(maxsize=8)
+def _parsed(text: str) -> object:
+    """Return what a YAML text says; not to be changed: whoever reads the same text gets the same
+    object.
+    """
+    import yaml
+
+    return yaml.load(text, _loader())  # noqa: S506 - a SafeLoader
+
+
+@lru_cache(maxsize=1)
+def _loader() -> type:
+    """Return a loader of YAML in which a name given twice is an error, not a silent choice."""
+    import yaml
+
+    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # compiled: ten times faster
+        def construct_mapping(self, node, deep=False):
+            seen = set()
+            for key, _ in node.value:
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        problem=f"{key.value!r} is given twice", problem_mark=key.start_mark
+                    )
+                seen.add(key.value)
+            return super().construct_mapping(node, deep)
+
+    return Loader
+
+
+# ---------------------------------------------------------------- files, all or nothing
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Write a file so that it is there whole or not at all; its folder is made where it is missing.
+
+    The bytes go to a file of a unique name beside `path`, which then takes its place. What a killed
+    process left behind under such a name is removed: its lock, held while writing, went with the
+    process.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(path)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            stream.write(content.encode() if isinstance(content, str) else content)
+            stream.flush()
+            os.fsync(stream.fileno())
+            os.fchmod(stream.fileno(), 0o666 & ~_umask())
+            os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def check_writable(path: Path, size: int) -> None:
+    """Raise `ConfigError` unless `size` bytes can be written at `path`; tried, before computing.
+
+    Raises
+    ------
+    ConfigError : saying why they cannot.
+    """
+    probe = path.with_name(f"{path.name}.probe")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(0, "it is a folder")
+        write_whole(probe, bytes(size))
+        probe.unlink()
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigError(
+            f"{max(1, size // 2**20)} MB cannot be written to {path}: {reason}. Free some space, "
+            "or choose another place (of results: PERIODIC_CACHE)."
+        ) from None
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove half-written files of `path` whose process is gone."""
+    for partial in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        try:
+            with partial.open("rb") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if time.time() - partial.stat().st_mtime > ABANDONED_SECONDS:
+                    partial.unlink(missing_ok=True)
+        except OSError:  # its owner is alive, or it is gone already
+            continue
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+# ---------------------------------------------------------------- digests
+
+
+def digest(content: object) -> str:
+    """Return the SHA-256 of anything that JSON can hold."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def digest_of_arrays(content: object) -> str:
+    """Return the SHA-256 of nested mappings and sequences of arrays: names, dtypes, shapes and
+    values.
+
+    >>> import numpy as np
+    >>> digest_of_arrays({"a": np.zeros(2), "b": None}) == digest_of_arrays({"b": None, "a":
+    np.zeros(2)})
+    True
+    >>> digest_of_arrays(np.zeros(2)) == digest_of_arrays(np.zeros((2, 1)))
+    False
+    """
+    state = hashlib.sha256()
+    _add(state, content)
+    return state.hexdigest()
+
+
+def _add(state, value: object) -> None:
+    if isinstance(value, Mapping):
+        for name in sorted(value):
+            state.update(f"{name}:".encode())
+            _add(state, value[name])
+    elif isinstance(value, tuple):
+        for item in value:
+            _add(state, item)
+    elif value is None:
+        state.update(b"none")
+    else:
+        import numpy as np
+
+        array = np.ascontiguousarray(value.detach().cpu() if hasattr(value, "detach") else value)
+        state.update(f"{array.dtype.str}{array.shape}".encode())
+        state.update(array.tobytes())

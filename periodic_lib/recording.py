@@ -1,0 +1,228 @@
+"""What a `Record` keeps of a training: preallocated tables, and their labelled form.
+
+A quantity is declared once, in `metrics.MEASURES`; here it gets a row at every kept step, or a
+place in a list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+import xarray as xr
+
+from periodic_lib import metrics, results
+from periodic_lib.config import ConfigError, Record, Run
+from periodic_lib.stack import Stack
+
+SNAPSHOT_BYTES = 4e9  # of all snapshots of a record together
+
+
+class Recorder:
+    """What is kept of one training.
+
+    Parameters
+    ----------
+    stack, record : what is trained and what to keep of it.
+    steps_per_epoch : the length of an epoch, where `record.unit` is one.
+
+    Raises
+    ------
+    ConfigError : if the snapshots would not fit into memory.
+    """
+
+    def __init__(self, stack: Stack, record: Record, steps_per_epoch: int):
+        self.stack, self.record, self.steps_per_epoch = stack, record, steps_per_epoch
+        self._unit = steps_per_epoch if record.unit == "epoch" else 1
+        self.every = record.every * self._unit
+        self._check_snapshots()
+        asked = {"layer": record.layers, "neuron": record.neurons}
+        self.parts = tuple(part for part, wanted in asked.items() if wanted)
+        self.tables = self._empty_tables()
+        self.sums = {name: torch.zeros_like(table[0]) for name, table in self.tables.items()}
+        self.looks: dict[str, dict[int, tuple[torch.Tensor, ...]]] = {
+            when: {} for when in ("evaluation", "curvature", "snapshot")
+        }  # when -> step -> one tensor for each measure
+
+    def _empty_tables(self) -> dict[str, torch.Tensor]:
+        """Return zeros (rows, measures, runs) for "step", and (rows, measures, runs, parts) for
+        each kind of part.
+        """
+        stack, runs = self.stack, len(self.stack.runs)
+        neurons = sum(shape[0] for shape in stack.shapes.values())
+        lengths = {"layer": len(stack.shapes), "neuron": neurons}
+        shapes = {"step": (len(metrics.measures("step")), runs)}
+        for part in self.parts:
+            shapes[part] = (len(metrics.measures("step", parts=True)), runs, lengths[part])
+        rows, how = -(-stack.setup.steps // self.every), stack.weights
+        return {
+            name: torch.zeros(rows, *shape, dtype=how.dtype, device=stack.device)
+            for name, shape in shapes.items()
+        }
+
+    def _interval(self, when: str) -> int | None:
+        """Return how many steps apart a kind of look is; None: never."""
+        asked = {
+            "evaluation": self.record.evaluate_every,
+            "curvature": self.record.curvature_every,
+            "snapshot": self.record.snapshot_every,
+        }[when]
+        return asked and asked * self._unit
+
+    def _check_snapshots(self) -> None:
+        if not self._interval("snapshot"):
+            return
+        stack = self.stack
+        numbers = stack.n_invariant + len(stack.data.y_test) * stack.data.classes  # of a run
+        snapshots = len(stack.runs) * (-(-stack.setup.steps // self._interval("snapshot")) + 1)
+        if 4 * numbers * snapshots > SNAPSHOT_BYTES:
+            raise ConfigError(
+                f"`snapshot_every` must leave at most {SNAPSHOT_BYTES / 1e9:g} GB of snapshots; "
+                f"got {self.record.snapshot_every}: {snapshots} of {4 * numbers / 1e6:.2g} MB. "
+                "Take fewer."
+            )
+
+    # -- while training
+
+    def records(self, step: int) -> bool:
+        """Whether this step is measured."""
+        return self.record.average or step % self.every == 0
+
+    def look(self, step: int) -> None:
+        """Evaluate, measure the curvature, keep a snapshot before this step, if asked for, and
+        after the last.
+        """
+        stack, last = self.stack, step == self.stack.setup.steps
+        how = {
+            "evaluation": stack.evaluate,
+            "curvature": stack.sharpness,
+            "snapshot": stack.snapshot,
+        }
+        for when, kept in self.looks.items():
+            every = self._interval(when)
+            if every and (last or step % every == 0) and step not in kept:
+                measured = how[when]()
+                kept[step] = (measured,) if when == "curvature" else tuple(measured)
+
+    def add_step(self, step: int, measured: Sequence[torch.Tensor]) -> None:
+        """Keep what `Stack.step` measured, without waiting for the device."""
+        row = step // self.every
+        for (name, table), values in zip(self.tables.items(), measured, strict=True):
+            if self.record.average:
+                self._add(name, values, first=step % self.every == 0)
+                table[row] = self.sums[name] / (step % self.every + 1)
+            else:
+                table[row] = values
+
+    def _add(self, name: str, values: torch.Tensor, first: bool) -> None:
+        """Add to the sums of an interval; of a `squared` measure its square."""
+        values = values.clone()
+        for place in self._squared(name):
+            values[place].square_()
+        if first:
+            self.sums[name].zero_()
+        self.sums[name].add_(values)
+
+    @staticmethod
+    def _squared(name: str) -> list[int]:
+        """Return the places, in a table, of the measures that are averaged as a root of the mean
+        square.
+        """
+        kept = metrics.measures("step", parts=name != "step")
+        return [place for place, measure in enumerate(kept) if measure.squared]
+
+    # -- resuming
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return what was kept so far, for a resume state."""
+        rows = -(-self.stack.steps_done // self.every)
+        found = {f"table_{name}": table[:rows].cpu().numpy() for name, table in self.tables.items()}
+        found |= {f"sums_{name}": values.cpu().numpy() for name, values in self.sums.items()}
+        for when, kept in self.looks.items():
+            found[f"{when}_steps"] = np.array(list(kept), dtype=np.int64)
+            for place, measure in enumerate(metrics.measures(when)):
+                if kept:
+                    rows = [values[place].cpu() for values in kept.values()]
+                    found[f"{when}_{measure.name}"] = torch.stack(rows).numpy()
+        return found
+
+    def load_arrays(self, found: Mapping[str, np.ndarray]) -> None:
+        """Take back what `arrays` returned."""
+        for name, table in self.tables.items():
+            rows = found[f"table_{name}"]
+            table[: len(rows)] = torch.as_tensor(rows)
+            self.sums[name].copy_(torch.as_tensor(found[f"sums_{name}"]))
+        for when, kept in self.looks.items():
+            device = self.stack.device if when == "evaluation" else "cpu"  # where each is kept
+            names = [f"{when}_{measure.name}" for measure in metrics.measures(when)]
+            for place, step in enumerate(found[f"{when}_steps"].tolist()):
+                kept[step] = tuple(
+                    torch.as_tensor(found[name][place], device=device) for name in names
+                )
+
+    # -- the result
+
+    def dataset(self, seconds: float, data_digest: str | None) -> xr.Dataset:
+        """Return everything kept as one labelled data set, with its provenance."""
+        stack = self.stack
+        cuda = str(stack.device).startswith("cuda")
+        return results.with_provenance(
+            xr.Dataset(self._variables(), self._coordinates()),
+            stack.setup,
+            stack.runs,
+            self.record,
+            data_digest=data_digest,
+            classes=stack.data.classes,
+            steps_per_epoch=self.steps_per_epoch,
+            seconds=seconds,
+            device=torch.cuda.get_device_name() if cuda else str(stack.device),
+            instructions=torch.backends.cpu.get_cpu_capability(),
+            torch_version=str(torch.__version__),
+            threads=torch.get_num_threads(),
+        )
+
+    def _coordinates(self) -> dict[str, object]:
+        runs, steps = self.stack.runs, np.arange(len(self.tables["step"])) * self.every
+        found = {"run": np.arange(len(runs)), "step": steps}
+        found |= {name: ("run", _column(runs, name)) for name in Run.names()}
+        found |= {part: self._part_names(part) for part in self.parts}
+        for when, kept in self.looks.items():
+            if kept:
+                found[metrics.DIMENSIONS[when][1]] = np.array(list(kept))
+        if self.looks["snapshot"]:
+            found["label"] = ("example", self.stack.data.y_test.cpu().numpy())
+        return found
+
+    def _variables(self) -> dict[str, tuple]:
+        """Return name -> (dimensions, values) of all that was kept."""
+        found = {}
+        for name, table in self.tables.items():
+            prefix, more = ("", ()) if name == "step" else (f"{name}_", (name,))
+            for place, measure in enumerate(metrics.measures("step", parts=name != "step")):
+                values = table[:, place].transpose(0, 1).cpu().numpy()  # (run, step, ...)
+                if self.record.average and measure.squared:
+                    values = np.sqrt(values)
+                found[prefix + measure.name] = (measure.dims + more, values)
+        for when, kept in self.looks.items():
+            for place, measure in enumerate(metrics.measures(when)):
+                if kept:
+                    values = torch.stack(
+                        [row[place] for row in kept.values()]
+                    )  # (looks, runs, ...)
+                    found[measure.name] = (measure.dims, values.transpose(0, 1).cpu().numpy())
+        alive = self.stack.alive.squeeze(1).cpu().numpy()
+        lived = self.stack.steps_alive.cpu().numpy()
+        return found | {"diverged_at": ("run", np.where(alive, np.nan, lived))}
+
+    def _part_names(self, part: str) -> list[str]:
+        shapes = self.stack.shapes
+        if part == "layer":
+            return list(shapes)
+        return [f"{name}[{row}]" for name, shape in shapes.items() for row in range(shape[0])]
+
+
+def _column(runs: Sequence[Run], name: str) -> list:
+    """Return one parameter of all runs; a missing number is nan, as NetCDF knows no None."""
+    values = [getattr(run, name) for run in runs]
+    return [np.nan if value is None else value for value in values]

@@ -1,0 +1,457 @@
+"""R runs as one network: loss, step, evaluation, state; on CUDA a step is one captured graph.
+
+All trained weights of all runs are one flat tensor (runs, weights), the scale-invariant ones first,
+so that a norm, an angle or an update is one operation for the whole stack. Inside a step nothing
+waits for the device. Randomness is a function of (seed, step), so that training can stop and go on
+anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
+from functools import partial
+
+import numpy as np
+import torch
+
+from periodic_lib import datasets, devices, metrics, networks, optimizers
+from periodic_lib.config import ConfigError, Run, Setup
+
+SCHEDULE_CHUNK = 1000  # steps whose learning-rate factors are on the device at once
+CURVATURE_EXAMPLES = 2048  # of the training set: all of digits
+EVALUATION_SEED = 0  # of the order in which the training set is evaluated
+FULL_BATCH_NUMBERS = 2**26  # input numbers of a full batch up to which all runs are stepped at once
+
+
+class Stack:
+    """R runs as one network: `weights` (runs, weights), the scale-invariant ones first, and what is
+    done with them.
+
+    `loss` is the plain function of the weights that everything else follows from; `step` and
+    `evaluate` are the operations of training.
+
+    >>> stack = Stack(Setup(width=8, dtype="float64", bn_eps=0), [Run(lr=0.1, weight_decay=0)])
+    >>> batch = stack.batch_order().next()
+    >>> bool(torch.isclose(stack.loss(3 * stack.weights, batch), stack.loss(stack.weights, batch),
+    rtol=1e-12))
+    True
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        runs: list[Run],
+        device: str = "cpu",
+        initial: Mapping | None = None,
+        compiled: bool = False,
+        data: datasets.Data | None = None,
+    ):
+        if str(device) == "cpu":
+            devices.keep_freed_memory()
+        self.setup, self.runs, self.device = setup, runs, device
+        self.data = datasets.load(setup, device) if data is None else data.to(device)
+        self.network = networks.build(setup, self.data.shape, self.data.classes)
+        self._lay_out(self._initial_values(initial or {}))
+        n, dtype = self.weights.shape[1], self.weights.dtype
+        self.optimizer = optimizers.make(setup, runs, self.n_invariant, n, dtype, device)
+        self.seeds = [run.data_seed for run in runs]
+        self.steps_done = 0
+        self.alive = torch.ones(len(runs), 1, dtype=torch.bool, device=device)
+        self.steps_alive = torch.zeros(len(runs), dtype=torch.int64, device=device)
+        self._square = torch.tensor(
+            [[run.schedule == "constant_elr"] for run in runs], device=device
+        )
+        self._keeps_elr = any(run.schedule == "constant_elr" for run in runs)
+        self._project()
+        self.first_norm = metrics.norm(self.invariant).unsqueeze(1).clone()
+        self.rate = torch.zeros(
+            len(runs), 1, dtype=dtype, device=device
+        )  # learning rate of the last step
+        self._factors = torch.empty(0)
+        self._one = torch.ones_like(self.rate)
+        self._constant = all(
+            run.schedule in ("constant", "constant_elr") and not run.warmup for run in runs
+        )
+        self._loss = torch.compile(self._mean_loss) if compiled else self._mean_loss
+        self._graphs: dict[int, devices.Graph] = {}
+
+    def _initial_values(self, given: Mapping) -> networks.Tensors:
+        names = [parameter.name for parameter in self.network.parameters]
+        unknown = sorted(set(given) - set(names))
+        if unknown:
+            raise ConfigError(
+                f"`initial` has unknown parameters {unknown}; the network has {names}."
+            )
+        seeds = [run.init_seed for run in self.runs]
+        drawn = {seed: self.network.initialize(seed) for seed in set(seeds)}
+        values = {}
+        for parameter in self.network.parameters:
+            value = torch.stack([drawn[seed][parameter.name] for seed in seeds])  # (runs, *shape)
+            if parameter.name in given:
+                foreign = torch.as_tensor(np.asarray(given[parameter.name]), dtype=value.dtype)
+                if foreign.shape not in (value.shape, value.shape[1:]):
+                    raise ConfigError(
+                        f"`initial[{parameter.name!r}]` must have shape {tuple(value.shape)} or "
+                        f"{tuple(value.shape[1:])}; got {tuple(foreign.shape)}."
+                    )
+                value = foreign.expand(value.shape)
+            values[parameter.name] = value.to(
+                device=self.device, dtype=getattr(torch, self.setup.dtype)
+            )
+        return values
+
+    def _lay_out(self, values: networks.Tensors) -> None:
+        """Put the trained parameters into one flat tensor, scale-invariant first, and keep the rest
+        as it is.
+        """
+        invariant = [p for p in self.network.parameters if p.scale_invariant]
+        others = (
+            [p for p in self.network.parameters if not p.scale_invariant]
+            if self.setup.train_others
+            else []
+        )
+        self.shapes = {p.name: p.shape for p in invariant}
+        self.trained = {p.name: p.shape for p in [*invariant, *others]}
+        self.sizes = [int(np.prod(shape)) for shape in self.trained.values()]
+        self.layer_sizes = self.sizes[: len(self.shapes)]
+        self.n_invariant = sum(self.layer_sizes)
+        flat = torch.cat([values.pop(name).flatten(1) for name in self.trained], dim=1)
+        scale = torch.tensor(
+            [[run.init_scale] for run in self.runs], dtype=flat.dtype, device=self.device
+        )
+        flat[:, : self.n_invariant] *= scale
+        self.weights = flat.requires_grad_()  # (runs, weights)
+        self.fixed = values
+
+    @property
+    def invariant(self) -> torch.Tensor:
+        """The scale-invariant weights, shape (runs, n_invariant); a view."""
+        return self.weights.detach()[:, : self.n_invariant]
+
+    @torch.no_grad()
+    def _project(self) -> None:
+        if self.setup.fixed_norm is not None:
+            scope = self.setup.fixed_norm_scope
+            optimizers.project(
+                self.weights, self.layer_sizes, self.n_invariant, self.setup.fixed_norm, scope
+            )
+
+    def batch_order(self) -> datasets.BatchOrder:
+        """Return the order that the runs' data seeds give."""
+        examples, setup = len(self.data.x_train), self.setup
+        return datasets.BatchOrder(
+            self.seeds, examples, setup.batch_size, setup.drop_last, self.device
+        )
+
+    def values(
+        self, weights: torch.Tensor, fixed: networks.Tensors | None = None
+    ) -> networks.Tensors:
+        """Return all parameters as views (runs, *shape) of the flat weights and the fixed rest
+        (None: of all runs).
+        """
+        parts = weights.split(self.sizes, dim=1)
+        views = {
+            name: part.unflatten(1, shape)
+            for (name, shape), part in zip(self.trained.items(), parts, strict=True)
+        }
+        return {**views, **(self.fixed if fixed is None else fixed)}
+
+    # -- one step
+
+    def loss(self, weights: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """Return the mini-batch losses (runs,) at `weights` (runs, weights) on the examples `index`
+        (runs, batch).
+        """
+        return self._mean_loss(weights, *self._examples(index), self.fixed)
+
+    def _examples(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return pictures (runs, batch, channels, height, width) and labels (runs, batch) of the
+        examples `index`.
+        """
+        x = self.data.x_train.index_select(
+            0, index.flatten()
+        )  # whole rows: three times as fast as x_train[index]
+        return x.unflatten(0, index.shape), self.data.y_train[index]
+
+    def _mean_loss(self, weights, x, labels, fixed) -> torch.Tensor:
+        with self._autocast():
+            return networks.cross_entropy(
+                self.network.logits(self.values(weights, fixed), x), labels
+            )
+
+    def _autocast(self):
+        """Return the context in which a forward pass rounds to bfloat16, if `Setup.matmul` asks for
+        it.
+        """
+        if self.setup.matmul != "bfloat16":
+            return nullcontext()
+        return torch.autocast(self._kind, dtype=torch.bfloat16)
+
+    def _rounding(self):
+        """Return the context of everything that is computed on CUDA, forward and backward.
+
+        A convolution's backward pass reads the flags when it runs, not when the forward pass did.
+        """
+        if self._kind == "cpu":
+            return nullcontext()
+        return devices.cuda_flags(tf32=self.setup.matmul == "tf32")
+
+    @property
+    def _kind(self) -> str:
+        return str(self.device).split(":")[0]
+
+    def step(
+        self, index: torch.Tensor, parts: tuple[str, ...] | None = ()
+    ) -> tuple[torch.Tensor, ...]:
+        """Update all runs on the examples `index` (runs, batch); return what was measured.
+
+        `parts`: None to measure nothing but the loss; else of which parts ("layer", "neuron") to
+        measure, too. Returns `metrics.measures("step")`, (measures, runs), or the loss alone, (1,
+        runs); then for each part `metrics.measures("step", parts=True)`, (measures, runs, parts).
+        """
+        x, labels = self._examples(index)
+        if self.setup.augment:
+            x = datasets.augment(x, self.seeds, self.steps_done, self.data.black)
+        factor = self._one if self._constant else self._factor()
+        self.steps_done += 1
+        if self._kind == "cuda" and not parts:
+            size = index.shape[1]
+            if size not in self._graphs:
+                self._graphs[size] = devices.Graph(self, x, labels, factor)
+            return (self._graphs[size](x, labels, factor),)
+        return self._update(x, labels, factor, parts)
+
+    def _factor(self) -> torch.Tensor:
+        """Return the schedule's factors of this step, (runs, 1)."""
+        row = self.steps_done % SCHEDULE_CHUNK
+        if row == 0 or not len(self._factors):
+            start = self.steps_done - row
+            stop = min(start + SCHEDULE_CHUNK, max(self.setup.steps, self.steps_done + 1))
+            table = optimizers.schedule_factors(self.runs, self.setup.steps, start, stop)
+            self._factors = torch.as_tensor(table, dtype=self.weights.dtype, device=self.device)
+        return self._factors[min(row, len(self._factors) - 1)].unsqueeze(1)
+
+    def _update(self, x, labels, factor, parts: tuple[str, ...] | None) -> tuple[torch.Tensor, ...]:
+        """Do one step on given examples: device operations only, so that it can be captured as a
+        graph.
+        """
+        loss, gradient = self._loss_and_gradient(x, labels)
+        with torch.no_grad():
+            w, g = self.invariant, gradient[:, : self.n_invariant]
+            factor = self._scheduled(factor)
+            torch.mul(self.optimizer.lr, factor, out=self.rate)
+            new = self.optimizer.step(self.weights, gradient, factor)
+            step = metrics.Step(w, g, new[:, : self.n_invariant], loss, self.rate.squeeze(1))
+            moved = metrics.norm(step.new) if parts is None else step.angular_update
+            self._freeze(loss, moved, new)
+            measured = self._measured(step, parts)
+            self._accept(new)
+            self._project()
+        return measured
+
+    def _scheduled(self, factor: torch.Tensor) -> torch.Tensor:
+        """Return the factors on the learning rates, those that keep the effective learning rate
+        included.
+        """
+        if not self._keeps_elr:
+            return factor
+        grown = (metrics.norm(self.invariant).unsqueeze(1) / self.first_norm) ** 2
+        return torch.where(self._square, factor * grown, factor)
+
+    def _measured(
+        self, step: metrics.Step, parts: tuple[str, ...] | None
+    ) -> tuple[torch.Tensor, ...]:
+        """Return what `step` returns; the values of a run that left the numbers are nan."""
+        if parts is None:
+            tables = [step.loss[None].clone()]
+        else:
+            tables = [torch.stack([one.of(step) for one in metrics.measures("step")])]
+            tables += [self._of_parts(part, step) for part in parts]
+        dead = self.alive.logical_not().squeeze(1)
+        for table in tables:
+            table.masked_fill_(dead.view(1, -1, *[1] * (table.dim() - 2)), torch.nan)
+        return tuple(tables)
+
+    def _loss_and_gradient(self, x, labels) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return losses (runs,) and gradient (runs, weights); a large full batch is done run by
+        run, to save memory.
+
+        Runs are independent, so that the numbers are the same. (Batch normalization needs the whole
+        batch of a run at once: the batch itself cannot be cut.)
+        """
+        if self.setup.batch_size is not None or x.numel() <= FULL_BATCH_NUMBERS:
+            return self._gradient_at(self.weights, x, labels, self.fixed)
+        pieces = []
+        for run in range(len(self.runs)):
+            one = slice(run, run + 1)
+            w = self.weights.detach()[one].requires_grad_()
+            pieces.append(self._gradient_at(w, x[one], labels[one], self._fixed_of(one)))
+        losses, gradients = zip(*pieces, strict=True)
+        return torch.cat(losses), torch.cat(gradients)
+
+    def _gradient_at(self, weights, x, labels, fixed) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return losses and gradient at `weights`, both detached."""
+        with self._rounding():
+            loss = self._loss(weights, x, labels, fixed)
+            return loss.detach(), torch.autograd.grad(loss.sum(), weights)[0]
+
+    def _fixed_of(self, one: slice) -> networks.Tensors:
+        """Return the parameters that are not trained, of some runs."""
+        return {name: value[one] for name, value in self.fixed.items()}
+
+    def _freeze(self, loss: torch.Tensor, moved: torch.Tensor, new: torch.Tensor) -> None:
+        """Freeze, for good, the runs whose loss or new weights are not finite, and note the step.
+
+        `moved`, the angle or the new norm, is finite only if all new scale-invariant weights are.
+        """
+        finite = torch.isfinite(loss + moved)
+        if new.shape[1] > self.n_invariant:
+            finite &= torch.isfinite(metrics.norm(new[:, self.n_invariant :]))
+        self.alive.logical_and_(finite.unsqueeze(1))
+        self.steps_alive.add_(self.alive.squeeze(1))
+
+    def _accept(self, new: torch.Tensor) -> None:
+        """Give the runs that are alive their new weights."""
+        if (
+            self.alive.is_cpu and self.alive.all()
+        ):  # elsewhere the question would wait for the device
+            self.weights.copy_(new)
+        else:
+            torch.where(self.alive, new, self.weights, out=self.weights)
+
+    def _of_parts(self, part: str, step: metrics.Step) -> torch.Tensor:
+        """Return the measures of every layer or neuron, (measures, runs, parts)."""
+        if part == "layer":
+            of_each = partial(metrics.by_layer, sizes=self.layer_sizes)
+        else:
+            shapes = list(self.shapes.values())
+            of_each = partial(metrics.by_neuron, shapes=shapes, sizes=self.layer_sizes)
+
+        def of(measure: metrics.Measure) -> torch.Tensor:
+            vectors = (step.weights, step.gradient, step.new)
+            return of_each(lambda *pieces: measure.of(metrics.Step(*pieces)), *vectors)
+
+        return torch.stack([of(measure) for measure in metrics.measures("step", parts=True)])
+
+    # -- measurements that leave the trajectory alone
+
+    @torch.no_grad()
+    def evaluate(self) -> torch.Tensor:
+        """Return `metrics.measures("evaluation")`, (measures, runs), without touching the
+        trajectory.
+        """
+        values, statistics = self.values(self.weights), networks.Statistics()
+        on_train = self._mean_over(self.data.y_train, self._collect(values, statistics))
+        on_test = self._mean_over(self.data.y_test, self._apply(values, statistics))
+        return torch.cat([on_train, on_test])
+
+    @torch.no_grad()
+    def predict(self) -> torch.Tensor:
+        """Return the test set's logits, (runs, examples, classes), as `evaluate` judges them."""
+        values, statistics = self.values(self.weights), networks.Statistics()
+        for _ in self._collect(values, statistics):
+            pass
+        return torch.cat(
+            [logits for _, logits in self._apply(values, statistics)], dim=2
+        ).transpose(1, 2)
+
+    def _mean_over(self, y: torch.Tensor, predictions: Iterable) -> torch.Tensor:
+        """Return mean loss and error, (2, runs), of (index, logits) against the labels `y`."""
+        sums, seen = torch.zeros(2, len(self.runs), dtype=self.weights.dtype, device=self.device), 0
+        for index, logits in predictions:
+            labels = y[index].expand(len(self.runs), -1)  # (runs, batch)
+            wrong = (logits.argmax(dim=1) != labels).to(sums.dtype).mean(dim=1)
+            sums += len(index) * torch.stack([networks.cross_entropy(logits, labels), wrong])
+            seen += len(index)
+        return sums / seen
+
+    def _collect(self, values, statistics: networks.Statistics) -> Iterator[tuple]:
+        """Yield (index, logits) of the training set's mini-batches, in training mode, and collect
+        their statistics.
+        """
+        examples, size = len(self.data.x_train), self.setup.batch_size or len(self.data.x_train)
+        order = datasets.BatchOrder(
+            [EVALUATION_SEED], examples, size, self.setup.drop_last, self.device
+        )
+        for _ in range(order.steps_per_epoch):
+            index = order.next()[0]
+            yield (
+                index,
+                self._logits(self.data.x_train[index], values, statistics, statistics.collect),
+            )
+            statistics.batches += 1
+
+    def _apply(self, values, statistics: networks.Statistics) -> Iterator[tuple]:
+        """Yield (index, logits) of the test set, normalized by the collected statistics."""
+        size = self.setup.batch_size or len(self.data.x_train)
+        for index in torch.arange(len(self.data.x_test), device=self.device).split(size):
+            yield index, self._logits(self.data.x_test[index], values, statistics, statistics.apply)
+
+    def _logits(
+        self, pictures, values, statistics: networks.Statistics, how: Callable
+    ) -> torch.Tensor:
+        """Return the logits (runs, classes, batch) of all runs on the same (batch, ...)."""
+        statistics.begin()
+        with self._rounding(), self._autocast():
+            return self.network.logits(
+                values, pictures.expand(len(self.runs), *pictures.shape), how
+            )
+
+    def direction(self) -> torch.Tensor:
+        """Return the scale-invariant weights over their norm, (runs, n_invariant)."""
+        return self.invariant / metrics.norm(self.invariant).unsqueeze(1)
+
+    def sharpness(self) -> torch.Tensor:
+        """Return the spherical sharpness of every run, (runs,), over the first 2,048 training
+        examples.
+        """
+        x, labels = (
+            self.data.x_train[None, :CURVATURE_EXAMPLES],
+            self.data.y_train[None, :CURVATURE_EXAMPLES],
+        )
+        tops = []
+        for run in range(len(self.runs)):
+            one = slice(run, run + 1)
+            w = self.weights.detach()[one]
+            rest, fixed = w[:, self.n_invariant :], self._fixed_of(one)
+
+            def loss(v, rest=rest, fixed=fixed):
+                return self._mean_loss(torch.cat([v[None], rest], dim=1), x, labels, fixed).sum()
+
+            with self._rounding(), networks.second_derivatives():
+                finite = bool(torch.isfinite(w).all())
+                tops.append(metrics.sharpness(loss, w[0, : self.n_invariant]) if finite else np.nan)
+        return torch.tensor(tops, dtype=self.weights.dtype)
+
+    def snapshot(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return `metrics.measures("snapshot")`, in float32 on the CPU: what `direction` and
+        `predict` return.
+        """
+        return self.direction().float().cpu(), self.predict().float().cpu()
+
+    # -- state
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return everything that changes during training."""
+        own = {
+            "weights": self.weights.detach(),
+            "alive": self.alive,
+            "steps_alive": self.steps_alive,
+        }
+        own |= {"steps_done": torch.tensor(self.steps_done), "first_norm": self.first_norm}
+        return own | {f"optimizer_{name}": value for name, value in self.optimizer.state().items()}
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Go to a state that `state` returned."""
+        mine = self.state()
+        prefix = "optimizer_"
+        for name, value in state.items():
+            if not name.startswith(prefix):
+                mine[name].copy_(value)
+        self.optimizer.load_state(
+            {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
+        )
+        self.steps_done = int(state["steps_done"])
+        self._factors = torch.empty(0)
