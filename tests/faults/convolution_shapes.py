@@ -249,7 +249,6 @@ def main(shapes: int = 300, seed: int = 0) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["serve"]:
-
         serve(errors)
     else:
         main(*map(int, sys.argv[1:]))
