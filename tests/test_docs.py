@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from periodic_lib import cli, experiments, notebooks
+from periodic_lib import cli, experiments, notebooks, project
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -40,6 +40,13 @@ def shown_commands():
 def test_the_readme_shows_commands():
     assert MAKE == ["book", "test"]
     assert len(PERIODIC) >= 3
+
+
+def test_the_readme_lists_every_environment_variable():
+    rows = re.findall(r"^\| `(PERIODIC_\w+)` \| (.*) \| (.*) \|$", README, re.MULTILINE)
+    assert {name: (what, default) for name, what, default in rows} == project.VARIABLES
+    read = "\n".join(path.read_text() for path in (ROOT / "periodic_lib").glob("*.py"))
+    assert set(re.findall(r"PERIODIC_[A-Z_]+", read)) == set(project.VARIABLES)
 
 
 @pytest.mark.parametrize("arguments", PERIODIC, ids=" ".join)

@@ -249,6 +249,8 @@ def main(shapes: int = 300, seed: int = 0) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["serve"]:
+        import torch  # noqa: F401 - once, before the forks
+
         serve(errors)
     else:
         main(*map(int, sys.argv[1:]))
