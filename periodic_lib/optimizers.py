@@ -202,8 +202,8 @@ def schedule_factors(runs: Sequence[Run], steps: int, start: int, stop: int) -> 
     warmup). constant_elr: 1; its factor depends on the weight norm, and the training loop applies
     it.
 
-    >>> schedule_factors([Run(0.1, 0, schedule="step"), Run(0.1, 0, warmup=2)], steps=8, start=0,
-    stop=3)
+    >>> runs = [Run(0.1, 0, schedule="step"), Run(0.1, 0, warmup=2)]
+    >>> schedule_factors(runs, steps=8, start=0, stop=3)
     array([[1. , 0.5], [1. , 1. ], [0.1, 1. ]])
     """
     t = np.arange(start, stop)

@@ -149,8 +149,7 @@ def depends_on(entry: str = ENTRY) -> tuple[str, ...]:
 def imported(source: str) -> list[str]:
     """Return the modules of the library that a Python source imports, anywhere in it.
 
-    >>> imported("from periodic_lib import theory" + chr(10) + "from periodic_lib.config import
-    Run")
+    >>> imported("from periodic_lib import theory, config")
     ['theory', 'config']
     """
     found = []

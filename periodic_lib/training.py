@@ -85,8 +85,8 @@ def train(
     Unfinished : when `budget` is used up.
 
     >>> small = Setup(width=8, depth=1, steps=20)
-    >>> out = train(small, [Run(lr=0.1, weight_decay=1e-2)], Record(evaluate_every=20),
-    progress=False)
+    >>> runs, record = [Run(lr=0.1, weight_decay=1e-2)], Record(evaluate_every=20)
+    >>> out = train(small, runs, record, progress=False)
     >>> dict(out.sizes)
     {'run': 1, 'step': 20, 'eval_step': 2}
     """

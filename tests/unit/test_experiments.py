@@ -246,7 +246,7 @@ def test_the_paper_profile_is_rehearsed_for_two_steps(name, pictures, tmp_path, 
     assert asked.setup.dataset == "cifar10"
     assert width == 32 or declared()[name]["part_of"][1:] == ("width", width)
     assert asked.setup.network in ("convnet", "resnet18")
-    changes = dict.fromkeys(["evaluate_every", "curvature_every", "snapshot_every"])
+    changes = dict.fromkeys(["evaluate_every", "curvature_every", "snapshot_every", "train_size"])
     changes |= {"dataset": pictures, "steps": 2, "batch_size": asked.setup.batch_size and 8}
     if len(asked.runs) > LARGE:
         changes["lr"] = max(run.lr for run in asked.runs)

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from plain_networks import PlainConvNet
 
 from periodic_lib import Record, Run, Setup, devices, grid, recording, results, theory, train, training
 from periodic_lib import stack as stack_module
@@ -256,18 +257,16 @@ def test_every_network_trains_the_same_in_a_stack_and_alone(name, others):
 
 def test_convnet_training_is_a_hand_written_pytorch_loop():
     """Foreign weights and explicit batches: loss and norm agree with plain PyTorch over 20 steps, in float32."""
-    from test_networks import PlainConvNet
-
     steps, lr, wd = 20, 0.05, 1e-2
     torch.manual_seed(0)
-    module = PlainConvNet(1, 8, affine=False)
+    module = PlainConvNet((1, 8, 8), 8)
     module.last.requires_grad_(False)
     initial = {name: value.detach().clone() for name, value in module.names().items()}
     setup = Setup(network="convnet", width=8, steps=steps)
     batches = np.random.default_rng(0).integers(0, 1437, (steps, 64))
     ours = quick(setup, [Run(lr, wd)], initial=initial, batches=batches)
     data = Stack(setup, [Run(lr, wd)]).data
-    weights = [conv.weight for conv in module.convs]
+    weights = [value for name, value in module.names().items() if name.startswith("conv")]
     optimizer = torch.optim.SGD(weights, lr=lr, weight_decay=wd)
     for step, index in enumerate(torch.as_tensor(batches)):
         loss = torch.nn.functional.cross_entropy(module(data.x_train[index]), data.y_train[index])
