@@ -131,6 +131,71 @@ def test_runs_do_not_mix(name):
     assert torch.allclose(network.logits(values, x)[1:], network.logits(alone, x[1:]), rtol=1e-10)
 
 
+# ---------------------------------------------------------------- one run after the other, second derivatives
+
+
+@pytest.mark.parametrize("others", [False, True])
+@pytest.mark.parametrize("name", ["convnet", "resnet18"])
+def test_run_by_run_gives_the_losses_and_gradients_of_all_runs_together(name, others):
+    network, values, x = make(name, (3, 16, 16), train_others=others, bn_eps=1e-5)
+    labels = torch.arange(12).expand(RUNS, -1) % 10
+    found = []
+    for logits in (network._logits, network._logits_by_run):
+        leaves = {key: value.clone().requires_grad_() for key, value in values.items()}
+        losses = networks.cross_entropy(logits(leaves, x, batch_norm), labels)
+        found.append([losses, *torch.autograd.grad(losses.sum(), list(leaves.values()))])
+    for together, one_by_one in zip(*found, strict=True):
+        assert torch.allclose(together, one_by_one, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["convnet", "resnet18"])
+def test_run_by_run_statistics_normalize_as_those_of_all_runs_together(name):
+    network, values, x = make(name, (3, 16, 16), train_others=True, bn_eps=1e-5)
+    found = []
+    for logits in (network._logits, network._logits_by_run):
+        statistics = Statistics()
+        for batch in x.split(6, dim=1):
+            statistics.begin()
+            logits(values, batch, statistics.collect)
+            statistics.batches += 1
+        statistics.begin()
+        found.append(logits(values, x.flip(1), statistics.apply))
+    assert torch.allclose(*found, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["convnet", "resnet18"])
+def test_on_a_cpu_runs_go_together(name, monkeypatch):
+    network, values, x = make(name)
+    monkeypatch.delattr(networks._Convolutional, "_logits_by_run")
+    assert network.logits(values, x).shape == (RUNS, 10, 12)
+
+
+@pytest.mark.parametrize("normalization", ["layernorm", "rmsnorm"])
+def test_a_transformers_hessian_vector_product_is_a_difference_of_gradients(normalization):
+    network, values, x = make("transformer", normalization=normalization, bn_eps=1e-5)
+    labels, name = torch.arange(12).expand(RUNS, -1) % 10, "block0.queries"
+
+    def gradient(matrix):
+        loss = networks.cross_entropy(network.logits({**values, name: matrix}, x), labels).sum()
+        return torch.autograd.grad(loss, matrix, create_graph=True)[0]
+
+    vector = torch.randn(values[name].shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    matrix = values[name].clone().requires_grad_()
+    step = 1e-7  # so short that no ReLU switches on the way
+    with networks.second_derivatives():
+        (product,) = torch.autograd.grad(gradient(matrix), matrix, vector)
+    right, left = (gradient((values[name] + sign * step * vector).requires_grad_()) for sign in (1, -1))
+    assert product.norm() > 1e-4
+    assert torch.allclose(product, (right - left) / (2 * step), rtol=1e-5, atol=1e-9)
+
+
+def test_attention_in_the_context_of_second_derivatives_gives_the_same_logits():
+    network, values, x = make("transformer")
+    with networks.second_derivatives():
+        plain = network.logits(values, x)
+    assert torch.allclose(network.logits(values, x), plain, rtol=1e-9)
+
+
 # ---------------------------------------------------------------- batch normalization, initialization
 
 
