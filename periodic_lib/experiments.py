@@ -21,7 +21,17 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from periodic_lib import results
-from periodic_lib.config import SEED, ConfigError, Record, Run, Setup, grid, known_names, one_of
+from periodic_lib.config import (
+    SEED,
+    ConfigError,
+    Record,
+    Run,
+    Setup,
+    grid,
+    integer,
+    known_names,
+    one_of,
+)
 from periodic_lib.project import (
     digest,
     folder,
@@ -187,8 +197,6 @@ def seed_shift() -> int:
     ------
     ConfigError : if it is no whole number from 0.
     """
-    from periodic_lib.config import integer
-
     return integer(
         "PERIODIC_SEED_SHIFT", variable("PERIODIC_SEED_SHIFT") or 0, "a whole number from 0", low=0
     )

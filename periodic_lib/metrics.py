@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 import torch
@@ -103,6 +103,7 @@ MEASURES = (
 )
 
 
+@cache  # asked at every step
 def measures(when: str, parts: bool = False) -> tuple[Measure, ...]:
     """Return the measures that are taken at one kind of moment; `parts`: only those kept of layers
     and neurons.

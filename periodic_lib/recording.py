@@ -34,16 +34,23 @@ class Recorder:
 
     def __init__(self, stack: Stack, record: Record, steps_per_epoch: int):
         self.stack, self.record, self.steps_per_epoch = stack, record, steps_per_epoch
-        self._unit = steps_per_epoch if record.unit == "epoch" else 1
-        self.every = record.every * self._unit
+        unit = steps_per_epoch if record.unit == "epoch" else 1
+        self.every = record.every * unit
+        asked = {  # when -> how many units apart, how it is measured
+            "evaluation": (record.evaluate_every, stack.evaluate),
+            "curvature": (record.curvature_every, stack.sharpness),
+            "snapshot": (record.snapshot_every, stack.snapshot),
+        }
+        self._schedule = {
+            when: (apart * unit, how) for when, (apart, how) in asked.items() if apart
+        }
         self._check_snapshots()
-        asked = {"layer": record.layers, "neuron": record.neurons}
-        self.parts = tuple(part for part, wanted in asked.items() if wanted)
+        wanted = {"layer": record.layers, "neuron": record.neurons}
+        self.parts = tuple(part for part, keep in wanted.items() if keep)
         self.tables = self._empty_tables()
         self.sums = {name: torch.zeros_like(table[0]) for name, table in self.tables.items()}
-        self.looks: dict[str, dict[int, tuple[torch.Tensor, ...]]] = {
-            when: {} for when in ("evaluation", "curvature", "snapshot")
-        }  # when -> step -> one tensor for each measure
+        # when -> step -> one tensor for each measure
+        self.looks: dict[str, dict[int, tuple[torch.Tensor, ...]]] = {when: {} for when in asked}
 
     def _empty_tables(self) -> dict[str, torch.Tensor]:
         """Return zeros (rows, measures, runs) for "step", and (rows, measures, runs, parts) for
@@ -61,21 +68,12 @@ class Recorder:
             for name, shape in shapes.items()
         }
 
-    def _interval(self, when: str) -> int | None:
-        """Return how many steps apart a kind of look is; None: never."""
-        asked = {
-            "evaluation": self.record.evaluate_every,
-            "curvature": self.record.curvature_every,
-            "snapshot": self.record.snapshot_every,
-        }[when]
-        return asked and asked * self._unit
-
     def _check_snapshots(self) -> None:
-        if not self._interval("snapshot"):
+        if "snapshot" not in self._schedule:
             return
-        stack = self.stack
+        stack, (every, _) = self.stack, self._schedule["snapshot"]
         numbers = stack.n_invariant + len(stack.data.y_test) * stack.data.classes  # of a run
-        snapshots = len(stack.runs) * (-(-stack.setup.steps // self._interval("snapshot")) + 1)
+        snapshots = len(stack.runs) * (-(-stack.setup.steps // every) + 1)
         if 4 * numbers * snapshots > SNAPSHOT_BYTES:
             raise ConfigError(
                 f"`snapshot_every` must leave at most {SNAPSHOT_BYTES / 1e9:g} GB of snapshots; "
@@ -93,16 +91,11 @@ class Recorder:
         """Evaluate, measure the curvature, keep a snapshot before this step, if asked for, and
         after the last.
         """
-        stack, last = self.stack, step == self.stack.setup.steps
-        how = {
-            "evaluation": stack.evaluate,
-            "curvature": stack.sharpness,
-            "snapshot": stack.snapshot,
-        }
-        for when, kept in self.looks.items():
-            every = self._interval(when)
-            if every and (last or step % every == 0) and step not in kept:
-                measured = how[when]()
+        last = step == self.stack.setup.steps
+        for when, (every, measure) in self._schedule.items():
+            kept = self.looks[when]
+            if (last or step % every == 0) and step not in kept:
+                measured = measure()
                 kept[step] = (measured,) if when == "curvature" else tuple(measured)
 
     def add_step(self, step: int, measured: Sequence[torch.Tensor]) -> None:

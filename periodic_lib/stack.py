@@ -313,9 +313,8 @@ class Stack:
 
     def _accept(self, new: torch.Tensor) -> None:
         """Give the runs that are alive their new weights."""
-        if (
-            self.alive.is_cpu and self.alive.all()
-        ):  # elsewhere the question would wait for the device
+        # elsewhere than on a CPU the question would wait for the device
+        if self.alive.is_cpu and self.alive.all():
             self.weights.copy_(new)
         else:
             torch.where(self.alive, new, self.weights, out=self.weights)
