@@ -13,8 +13,8 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from periodic_lib import claims, glossary
+from periodic_lib.checks import known_names
 from periodic_lib.claims import Checked
-from periodic_lib.config import known_names
 from periodic_lib.project import ConfigError, write_whole
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
-MISSING = "–"  # how a table shows a value that is not there
 SHORTEST_ALT = 40  # characters
 
 
@@ -219,7 +218,7 @@ def _text(value: object, form: str | Callable[[object], str] | None) -> str:
     import pandas as pd
 
     if pd.api.types.is_scalar(value) and pd.isna(value):
-        return MISSING
+        return glossary.MISSING
     if callable(form):
         return form(value)
     if form is None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from periodic_lib.config import known_names, number, one_of
+from periodic_lib.checks import known_names, number, one_of
 from periodic_lib.project import ConfigError, folder, read_yaml, root, write_whole
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 import yaml
 
 from periodic_lib import experiments
-from periodic_lib.config import known_names, shown
+from periodic_lib.checks import known_names, shown
 from periodic_lib.project import ConfigError, Unfinished, print_message
 
 UNFINISHED = 3  # exit status
@@ -68,7 +68,13 @@ def _replace_what_the_terminal_cannot_show() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="periodic", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True, metavar="command")
+    _add_run(commands)
+    _add_book(commands)
+    _add_claims(commands)
+    return parser
 
+
+def _add_run(commands: argparse._SubParsersAction) -> None:
     run = commands.add_parser(
         "run", help="train an experiment, or load its result; --list shows all"
     )
@@ -91,6 +97,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--list", action="store_true", help="show all experiments, and stop")
     run.set_defaults(action=_run)
 
+
+def _add_book(commands: argparse._SubParsersAction) -> None:
     book = commands.add_parser("book", help="execute what is out of date and render the book")
     book.add_argument("chapters", nargs="*", help="execute only these chapters, and render nothing")
     book.add_argument("--profile", default="classroom", help="smoke or classroom (default)")
@@ -103,6 +111,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     book.set_defaults(action=_book)
 
+
+def _add_claims(commands: argparse._SubParsersAction) -> None:
     claims = commands.add_parser("claims", help="print every claim with its measured verdict")
     claims.add_argument("--profile", default="classroom", help="smoke or classroom (default)")
     claims.add_argument(
@@ -111,7 +121,6 @@ def _parser() -> argparse.ArgumentParser:
         help="write the verdicts under PERIODIC_SEED_SHIFT to data/claims/stability.csv",
     )
     claims.set_defaults(action=_claims)
-    return parser
 
 
 # ---------------------------------------------------------------- run

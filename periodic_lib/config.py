@@ -7,16 +7,15 @@ meant. Errors name the parameter, its legal values, what came, and what to do ne
 
 from __future__ import annotations
 
-import difflib
 import itertools
-import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from math import inf
 from pathlib import Path
+from typing import ClassVar
 
+from periodic_lib.checks import flag, integer, known_names, number, one_of, optional
 from periodic_lib.project import ConfigError
-
-__all__ = ["ConfigError", "Record", "Run", "Setup", "grid"]  # and the checks below
 
 DATASETS = ("digits", "breast_cancer", "cifar10", "cifar100", "fashion_mnist")
 NETWORKS = ("mlp", "convnet", "resnet18", "transformer")
@@ -27,111 +26,53 @@ SCOPES = ("total", "layer")
 DTYPES = ("float32", "float64")
 MATMULS = ("full", "tf32", "bfloat16")
 UNITS = ("step", "epoch")
-HIGHEST = 10**9  # of every whole number: steps, seeds, widths
+
+WHOLE, FROM_ZERO = "a whole number of at least 1", "a whole number from 0"  # as messages say it
+POSITIVE, BELOW_ONE = "a positive number", "a number from 0 to below 1"
+OPEN = True  # the lower limit itself is not legal
 
 
-# ---------------------------------------------------------------- checks of single values
+HEADS = 4  # of the transformer
+DEPTHS = {"mlp": (1, 64), "convnet": (1, 5), "transformer": (1, 64)}
 
 
-def known_names(kind: str, given: Iterable[str], legal: Sequence[str]) -> None:
-    """Raise `ConfigError` for the first name in `given` that is not in `legal`, with the closest
-    legal one.
-    """
-    for name in given:
-        if name not in legal:
-            close = difflib.get_close_matches(str(name), legal, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ConfigError(f"unknown {kind} {name!r}; known: {', '.join(legal)}.{hint}")
-
-
-def one_of(name: str, value: object, legal: Sequence[str]) -> str:
-    """Return `value` if it is one of the `legal` words.
-
-    Raises
-    ------
-    ConfigError : if it is not.
-    """
-    if value not in legal:
-        words = ", ".join(repr(word) for word in legal)
-        raise ConfigError(f"`{name}` must be one of {words}; got {value!r}.")
-    return str(value)
-
-
-def number(
-    name: str, value: object, meaning: str, low: float, high: float, low_open: bool = False
-) -> float:
-    """Return `value` as a float in [low, high) (or (low, high)); text such as ``"1e-3"`` is read as
-    a number.
-
-    Raises
-    ------
-    ConfigError : if it is none, or outside.
-    """
+def _dataset(name: str, value: object) -> str:
+    if isinstance(value, str | Path) and str(value).endswith(".npz"):
+        return str(value)
     try:
-        if isinstance(value, bool):
-            raise ValueError
-        result = float(value)  # also NumPy scalars and text, which is what YAML makes of 1e-3
-    except (TypeError, ValueError, OverflowError):
-        raise ConfigError(f"`{name}` must be {meaning}; got {shown(value)}.") from None
-    if not (low < result if low_open else low <= result) or not result < high:  # also refuses nan
-        raise ConfigError(f"`{name}` must be {meaning}; got {shown(value)}.")
-    return result
+        return one_of(name, value, DATASETS)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{str(error).split(';')[0]}, or the path of a .npz file; got {value!r}."
+        ) from None
 
 
-def shown(value: object) -> str:
-    """Return `value` as an error message shows it: at most 60 characters."""
-    return (
-        textwrap.shorten(repr(value), 60, placeholder=" ...")
-        if isinstance(value, str)
-        else repr(value)[:60]
-    )
-
-
-def flag(name: str, value: object) -> bool:
-    """Return `value` if it is True or False.
-
-    Raises
-    ------
-    ConfigError : if it is neither.
-    """
-    if value not in (True, False) or not isinstance(value, int):
-        raise ConfigError(f"`{name}` must be true or false; got {value!r}.")
-    return bool(value)
-
-
-def integer(name: str, value: object, meaning: str, low: int) -> int:
-    """Return `value` as an int from `low` to a billion; ``2e4`` and ``"20000"`` are read as whole
-    numbers.
-
-    Raises
-    ------
-    ConfigError : if it is no such number.
-    """
-    result = number(name, value, meaning, low=low, high=float("inf"))
-    if result != int(result) or result > HIGHEST:
-        limit = "" if result <= HIGHEST else f", and at most {HIGHEST:,}"
-        raise ConfigError(f"`{name}` must be {meaning}{limit}; got {shown(value)}.")
-    return int(result)
-
-
-def optional(
-    check: Callable, name: str, value: object, *arguments: object, **options: object
-) -> object:
-    """Return None if `value` is None, else what `check` makes of it."""
-    return None if value is None else check(name, value, *arguments, **options)
-
-
-# ---------------------------------------------------------------- the three small objects
+def _check_depth(network: str, depth: int | None) -> None:
+    if depth is None:
+        return
+    if network not in DEPTHS:
+        raise ConfigError(f"`depth` of {network!r} is fixed and must be None; got {depth}.")
+    low, high = DEPTHS[network]
+    if not low <= depth <= high:
+        raise ConfigError(f"`depth` of {network!r} must be from {low} to {high}; got {depth}.")
 
 
 class _Checked:
-    """Behaviour shared by the frozen dataclasses below: `_check` returns the cleaned value of every
-    field.
+    """Behaviour shared by the frozen dataclasses below.
+
+    `RULES`: field -> (check, its arguments), where check(name, value, *arguments) returns the clean
+    value; `_check_together` sees fields that limit each other.
     """
 
+    RULES: ClassVar[dict[str, tuple]]
+
     def __post_init__(self) -> None:
-        for name, value in self._check().items():
-            object.__setattr__(self, name, value)
+        for name, (check, *arguments) in self.RULES.items():
+            object.__setattr__(self, name, check(name, getattr(self, name), *arguments))
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Raise `ConfigError` for values that do not go together."""
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -194,7 +135,7 @@ class Setup(_Checked):
     2000
     >>> Setup(dataset="mnist")
     Traceback (most recent call last):
-    periodic_lib.config.ConfigError: `dataset` must be one of 'digits', ...; got 'mnist'.
+    periodic_lib.project.ConfigError: `dataset` must be one of 'digits', ...; got 'mnist'.
     """
 
     dataset: str = "digits"
@@ -219,80 +160,38 @@ class Setup(_Checked):
     dtype: str = "float32"
     matmul: str = "full"
 
-    def _check(self) -> dict:
-        whole, inf = "a whole number of at least 1", float("inf")
-        positive = "a positive number, or None"
-        checked = {
-            "dataset": _dataset(self.dataset),
-            "network": one_of("network", self.network, NETWORKS),
-            "width": integer("width", self.width, whole, low=1),
-            "depth": optional(integer, "depth", self.depth, whole + ", or None", low=1),
-            "batch_size": optional(
-                integer,
-                "batch_size",
-                self.batch_size,
-                "a whole number of at least 2, or None (full batch)",
-                low=2,
-            ),
-            "drop_last": flag("drop_last", self.drop_last),
-            "augment": flag("augment", self.augment),
-            "train_size": optional(
-                integer, "train_size", self.train_size, whole + ", or None (all)", low=1
-            ),
-            "test_on_rest": flag("test_on_rest", self.test_on_rest),
-            "label_noise": number(
-                "label_noise", self.label_noise, "a fraction from 0 to below 1", 0, 1
-            ),
-            "sample_seed": integer("sample_seed", self.sample_seed, "a whole number from 0", low=0),
-            "steps": integer("steps", self.steps, whole, low=1),
-            "train_others": flag("train_others", self.train_others),
-            "last_layer_norm": optional(
-                number, "last_layer_norm", self.last_layer_norm, positive, 0, inf, low_open=True
-            ),
-            "fixed_norm": optional(
-                number, "fixed_norm", self.fixed_norm, positive, 0, inf, low_open=True
-            ),
-            "fixed_norm_scope": one_of("fixed_norm_scope", self.fixed_norm_scope, SCOPES),
-            "normalization": one_of("normalization", self.normalization, NORMALIZATIONS),
-            "bn_eps": number("bn_eps", self.bn_eps, "a number from 0", 0, inf),
-            "optimizer": one_of("optimizer", self.optimizer, OPTIMIZERS),
-            "dtype": one_of("dtype", self.dtype, DTYPES),
-            "matmul": one_of("matmul", self.matmul, MATMULS),
-        }
-        _check_depth(checked["network"], checked["depth"])
-        if checked["network"] == "transformer" and (
-            checked["width"] % HEADS or checked["width"] < 4 * HEADS
-        ):
+    RULES: ClassVar = {
+        "dataset": (_dataset,),
+        "network": (one_of, NETWORKS),
+        "width": (integer, WHOLE, 1),
+        "depth": (optional, integer, WHOLE + ", or None", 1),
+        "batch_size": (optional, integer, "a whole number of at least 2, or None (full batch)", 2),
+        "drop_last": (flag,),
+        "augment": (flag,),
+        "train_size": (optional, integer, WHOLE + ", or None (all)", 1),
+        "test_on_rest": (flag,),
+        "label_noise": (number, "a fraction from 0 to below 1", 0, 1),
+        "sample_seed": (integer, FROM_ZERO, 0),
+        "steps": (integer, WHOLE, 1),
+        "train_others": (flag,),
+        "last_layer_norm": (optional, number, POSITIVE + ", or None", 0, inf, OPEN),
+        "fixed_norm": (optional, number, POSITIVE + ", or None", 0, inf, OPEN),
+        "fixed_norm_scope": (one_of, SCOPES),
+        "normalization": (one_of, NORMALIZATIONS),
+        "bn_eps": (number, "a number from 0", 0, inf),
+        "optimizer": (one_of, OPTIMIZERS),
+        "dtype": (one_of, DTYPES),
+        "matmul": (one_of, MATMULS),
+    }
+
+    def _check_together(self) -> None:
+        _check_depth(self.network, self.depth)
+        odd = self.width % HEADS or self.width < 4 * HEADS
+        if self.network == "transformer" and odd:
             raise ConfigError(
                 f"`width` of a transformer must be a multiple of its {HEADS} heads, "
                 f"at least {4 * HEADS}; got {self.width!r}."
             )
-        return checked
-
-
-HEADS = 4  # of the transformer
-DEPTHS = {"mlp": (1, 64), "convnet": (1, 5), "transformer": (1, 64)}
-
-
-def _dataset(value: object) -> str:
-    if isinstance(value, str | Path) and str(value).endswith(".npz"):
-        return str(value)
-    try:
-        return one_of("dataset", value, DATASETS)
-    except ConfigError as error:
-        raise ConfigError(
-            f"{str(error).split(';')[0]}, or the path of a .npz file; got {value!r}."
-        ) from None
-
-
-def _check_depth(network: str, depth: int | None) -> None:
-    if depth is None:
-        return
-    if network not in DEPTHS:
-        raise ConfigError(f"`depth` of {network!r} is fixed and must be None; got {depth}.")
-    low, high = DEPTHS[network]
-    if not low <= depth <= high:
-        raise ConfigError(f"`depth` of {network!r} must be from {low} to {high}; got {depth}.")
 
 
 @dataclass(frozen=True)
@@ -337,35 +236,29 @@ class Run(_Checked):
     data_seed: int = 0
     init_scale: float = 1.0
 
-    def _check(self) -> dict:
-        seed, inf, below_one = "a whole number from 0", float("inf"), "a number from 0 to below 1"
-        rate = "a positive number, for example 0.03"
-        checked = {
-            "lr": number("lr", self.lr, rate, 0, inf, low_open=True),
-            "weight_decay": number("weight_decay", self.weight_decay, "a number from 0", 0, inf),
-            "momentum": number("momentum", self.momentum, below_one, 0, 1),
-            "beta1": number("beta1", self.beta1, below_one, 0, 1),
-            "beta2": number("beta2", self.beta2, below_one, 0, 1),
-            "adam_eps": number("adam_eps", self.adam_eps, "a number from 0", 0, inf),
-            "others_lr": optional(
-                number, "others_lr", self.others_lr, "a number from 0, or None (lr)", 0, inf
-            ),
-            "schedule": one_of("schedule", self.schedule, SCHEDULES),
-            "warmup": integer("warmup", self.warmup, seed, low=0),
-            "decay_factor": number("decay_factor", self.decay_factor, "a number from 1", 1, inf),
-            "init_seed": integer("init_seed", self.init_seed, seed, low=0),
-            "data_seed": integer("data_seed", self.data_seed, seed, low=0),
-            "init_scale": number(
-                "init_scale", self.init_scale, "a positive number", 0, inf, low_open=True
-            ),
-        }
-        product = checked["lr"] * checked["weight_decay"]
+    RULES: ClassVar = {
+        "lr": (number, POSITIVE + ", for example 0.03", 0, inf, OPEN),
+        "weight_decay": (number, "a number from 0", 0, inf),
+        "momentum": (number, BELOW_ONE, 0, 1),
+        "beta1": (number, BELOW_ONE, 0, 1),
+        "beta2": (number, BELOW_ONE, 0, 1),
+        "adam_eps": (number, "a number from 0", 0, inf),
+        "others_lr": (optional, number, "a number from 0, or None (lr)", 0, inf),
+        "schedule": (one_of, SCHEDULES),
+        "warmup": (integer, FROM_ZERO, 0),
+        "decay_factor": (number, "a number from 1", 1, inf),
+        "init_seed": (integer, FROM_ZERO, 0),
+        "data_seed": (integer, FROM_ZERO, 0),
+        "init_scale": (number, POSITIVE, 0, inf, OPEN),
+    }
+
+    def _check_together(self) -> None:
+        product = self.lr * self.weight_decay
         if product >= 1:
             raise ConfigError(
                 f"`lr` * `weight_decay` must be below 1 (a step would flip the weights' sign); "
                 f"got {self.lr!r} * {self.weight_decay!r} = {product:g}. Lower one of them."
             )
-        return checked
 
 
 @dataclass(frozen=True)
@@ -404,25 +297,16 @@ class Record(_Checked):
     curvature_every: int | None = None
     snapshot_every: int | None = None
 
-    def _check(self) -> dict:
-        whole = "a whole number of at least 1"
-        orever = whole + ", or None (never)"
-        return {
-            "every": integer("every", self.every, whole, low=1),
-            "unit": one_of("unit", self.unit, UNITS),
-            "average": flag("average", self.average),
-            "layers": flag("layers", self.layers),
-            "neurons": flag("neurons", self.neurons),
-            "evaluate_every": optional(
-                integer, "evaluate_every", self.evaluate_every, orever, low=1
-            ),
-            "curvature_every": optional(
-                integer, "curvature_every", self.curvature_every, orever, low=1
-            ),
-            "snapshot_every": optional(
-                integer, "snapshot_every", self.snapshot_every, orever, low=1
-            ),
-        }
+    RULES: ClassVar = {
+        "every": (integer, WHOLE, 1),
+        "unit": (one_of, UNITS),
+        "average": (flag,),
+        "layers": (flag,),
+        "neurons": (flag,),
+        "evaluate_every": (optional, integer, WHOLE + ", or None (never)", 1),
+        "curvature_every": (optional, integer, WHOLE + ", or None (never)", 1),
+        "snapshot_every": (optional, integer, WHOLE + ", or None (never)", 1),
+    }
 
 
 SEED = "seed"  # in a grid: one number for init_seed and data_seed
@@ -469,7 +353,5 @@ def _as_list(value: object) -> list:
 
 def _run(row: dict) -> Run:
     if SEED in row:
-        row["init_seed"] = row["data_seed"] = integer(
-            SEED, row.pop(SEED), "a whole number from 0", low=0
-        )
+        row["init_seed"] = row["data_seed"] = integer(SEED, row.pop(SEED), FROM_ZERO, 0)
     return Run(**row)

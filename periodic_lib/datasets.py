@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from periodic_lib import sources
-from periodic_lib.config import ConfigError, Setup
+from periodic_lib.config import Setup
+from periodic_lib.project import ConfigError
 
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)  # of pixels from 0 to 1
 CIFAR_STD = (0.2023, 0.1994, 0.2010)

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from periodic_lib import claims, experiments, results
-from periodic_lib.config import known_names
+from periodic_lib.checks import known_names
 from periodic_lib.notebooks import (
     ChapterError,
     build_folder,

@@ -21,18 +21,10 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from periodic_lib import results
-from periodic_lib.config import (
-    SEED,
-    ConfigError,
-    Record,
-    Run,
-    Setup,
-    grid,
-    integer,
-    known_names,
-    one_of,
-)
+from periodic_lib.checks import integer, known_names, one_of
+from periodic_lib.config import SEED, Record, Run, Setup, grid
 from periodic_lib.project import (
+    ConfigError,
     digest,
     folder,
     print_message,

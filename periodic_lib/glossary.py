@@ -22,6 +22,8 @@ class Term:
     unit: str = ""
 
 
+MISSING = "–"  # how a table shows a value that is not there
+
 TERMS = {
     "scale_invariant": Term(
         "scale-invariant weights",
@@ -103,7 +105,7 @@ TERMS = {
         "delta-jump", "a step whose cosine distance between successive weights exceeds delta", r"\delta"
     ),
     "destabilization": Term(
-        "destabilization", "the weight norm, which decay had been shrinking, is kicked out while the training loss "
+        "destabilization", "the weight norm, which decay had been shrinking, is pushed out while the training loss "
         "leaves its low level",
     ),
     "excursion": Term(

@@ -92,6 +92,7 @@ MEASURES = (
     Measure("angular_update", "step", lambda step: step.angular_update, parts=True, squared=True),
     Measure("elr", "step", lambda step: step.rate / step.weight_norm**2),
     Measure("eff_grad_norm", "step", lambda step: step.weight_norm * step.grad_norm),
+    Measure("radial_cosine", "step", lambda step: cosine(step.gradient, step.weights)),
     # what `Stack.evaluate`, `Stack.sharpness` and `Stack.snapshot` return, in their order
     Measure("train_loss_full", "evaluation"),
     Measure("train_error", "evaluation"),
@@ -134,6 +135,16 @@ def angle(old: torch.Tensor, new: torch.Tensor, length: torch.Tensor | None = No
     along = torch.linalg.vecdot(old, change) / length  # of the change, along the unit vector
     across = torch.addcmul(change, old, (along / length).unsqueeze(-1), value=-1)
     return torch.atan2(norm(across), length + along)
+
+
+def cosine(vectors: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Return the cosine of the angle between each run's two vectors, (runs,); 0 if one is zero.
+
+    >>> cosine(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), torch.tensor([[2.0, 0.0], [1.0, 0.0]]))
+    tensor([0.6000, 0.0000])
+    """
+    tiny, along = torch.finfo(vectors.dtype).tiny, torch.linalg.vecdot(vectors, others)
+    return along / norm(vectors).clamp_min(tiny) / norm(others).clamp_min(tiny)
 
 
 def by_layer(function: Callable, *vectors: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:

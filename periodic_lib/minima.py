@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from periodic_lib.config import ConfigError
 from periodic_lib.periods import as_table, find_destabilizations
+from periodic_lib.project import ConfigError
 
 MINIMUM_COLUMNS = [
     *("run", "number", "start", "end", "step", "snapshot"),

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from periodic_lib import experiments
-from periodic_lib.config import known_names
+from periodic_lib.checks import known_names
 from periodic_lib.project import ConfigError, read_yaml, root, write_whole
 
 HIDDEN = {"hide-input", "hide-cell"}  # tags of cells whose code the page folds

@@ -2,7 +2,7 @@ r"""Destabilizations, periods and phases of a run. NumPy and pandas only.
 
 Definitions
 -----------
-*Destabilization*: the weight norm, which decay had been shrinking, is kicked out while the training
+*Destabilization*: the weight norm, which decay had been shrinking, is pushed out while the training
 loss leaves its low level.
 Operationally, on ln rho^2: a rise of at least `min_rise`, after a fall of at least `min_rise`;
 where the training loss is given, it must also peak, during the rise, at `min_loss_ratio` times its
@@ -51,7 +51,7 @@ import pandas as pd
 import xarray as xr
 
 from periodic_lib import theory
-from periodic_lib.config import ConfigError
+from periodic_lib.project import ConfigError
 
 MIN_RISE = 0.1  # of ln rho^2: 5 % of the norm
 MIN_LOSS_RATIO = 10.0

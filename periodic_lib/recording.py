@@ -13,7 +13,8 @@ import torch
 import xarray as xr
 
 from periodic_lib import metrics, results
-from periodic_lib.config import ConfigError, Record, Run
+from periodic_lib.config import Record, Run
+from periodic_lib.project import ConfigError
 from periodic_lib.stack import Stack
 
 SNAPSHOT_BYTES = 4e9  # of all snapshots of a record together

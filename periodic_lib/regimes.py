@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from periodic_lib.glossary import MISSING
 from periodic_lib.periods import (
     balance_ratio,
     count_by_run,
@@ -135,15 +136,16 @@ def summarize(results: xr.Dataset) -> pd.DataFrame:
     - `balance`: that of the squared balance ratio;
     - where evaluated `train_loss_full`, `train_error`, `test_error`, at the end.
 
-    The balance holds for SGD without momentum: else regime is "-", margin and balance are nan.
+    The balance holds for SGD without momentum: else regime is "–", margin and balance are nan.
     """
     finite, second = _finite(results), late(results)
     runs = pd.Index(results.run.values, name="run")
     table = pd.DataFrame(_parameters(results), index=runs)
-    table["lr_wd"] = results.lr.values * results.weight_decay.values
+    table["lr_wd"] = (results.lr * results.weight_decay).values.round(12)
     plain = _is_plain_sgd(results)
     judged = _judge(results)
-    table["regime"], table["margin"] = judged.regime.where(plain, "-"), judged.margin.where(plain)
+    table["regime"] = judged.regime.where(plain, MISSING)
+    table["margin"] = judged.margin.where(plain)
     table["destabilizations"] = count_by_run(find_destabilizations(finite), results)
     table["median_period"] = find_periods(finite).groupby("run")["length"].median()
     for short, name in (("loss", "train_loss"), ("norm", "weight_norm"), ("elr", "elr")):

@@ -25,9 +25,9 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from periodic_lib.config import ConfigError, Record, Run, Setup
+from periodic_lib.config import Record, Run, Setup
 from periodic_lib.glossary import LABELS
-from periodic_lib.project import digest, root, write_whole
+from periodic_lib.project import ConfigError, digest, root, write_whole
 
 ENTRY = "training"  # the module whose imports say what a result depends on
 NO_NUMBERS = {"glossary", "project", "results"}  # imported there, too: words, files and labels
@@ -112,8 +112,12 @@ def settings_of(
 
 def _sources() -> dict[str, str]:
     """Return module -> source of the whole library, as it was when this module was imported."""
-    paths = sorted(Path(__file__).parent.glob("*.py"))
-    return {path.stem: path.read_text(encoding="utf-8") for path in paths}
+    folder, found = Path(__file__).parent, {}
+    for path in sorted(folder.rglob("*.py")):
+        parts = path.relative_to(folder).with_suffix("").parts
+        package = len(parts) > 1 and parts[-1] == "__init__"
+        found[".".join(parts[:-1] if package else parts)] = path.read_text(encoding="utf-8")
+    return found
 
 
 SOURCES = _sources()  # now: what is edited later is not what runs

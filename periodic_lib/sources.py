@@ -29,7 +29,8 @@ from typing import NamedTuple
 import numpy as np
 
 from periodic_lib import project
-from periodic_lib.config import ConfigError, known_names
+from periodic_lib.checks import known_names
+from periodic_lib.project import ConfigError
 
 DIGITS_TEST_SIZE, BREAST_CANCER_TEST_SIZE = 360, 114
 SPLIT_SEED = 0  # of the embedded data

@@ -6,16 +6,18 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from periodic_lib.glossary import MISSING
+
 
 def spread(values: Iterable[float], form: str = ".2g") -> str:
-    """Return "median (lowest to highest)" of values over seeds; "-" if one of them is missing.
+    """Return "median (lowest to highest)" of values over seeds; "–" if one of them is missing.
 
     >>> spread([3, 1, 2]), spread([1, float("nan")])
-    ('2 (1 to 3)', '-')
+    ('2 (1 to 3)', '–')
     """
     found = np.array(list(values), float)
     if not found.size or np.isnan(found).any():
-        return "-"
+        return MISSING
     return f"{np.median(found):{form}} ({found.min():{form}} to {found.max():{form}})"
 
 

@@ -16,7 +16,9 @@ import numpy as np
 import torch
 
 from periodic_lib import datasets, devices, metrics, networks, optimizers
-from periodic_lib.config import ConfigError, Run, Setup
+from periodic_lib.config import Run, Setup
+from periodic_lib.normalization import Statistics
+from periodic_lib.project import ConfigError
 
 SCHEDULE_CHUNK = 1000  # steps whose learning-rate factors are on the device at once
 CURVATURE_EXAMPLES = 2048  # of the training set: all of digits
@@ -59,20 +61,16 @@ class Stack:
         self.steps_done = 0
         self.alive = torch.ones(len(runs), 1, dtype=torch.bool, device=device)
         self.steps_alive = torch.zeros(len(runs), dtype=torch.int64, device=device)
-        self._square = torch.tensor(
-            [[run.schedule == "constant_elr"] for run in runs], device=device
-        )
-        self._keeps_elr = any(run.schedule == "constant_elr" for run in runs)
+        schedules = {run.schedule for run in runs}
+        keeps = torch.tensor([[run.schedule == "constant_elr"] for run in runs], device=device)
+        self._keeps_elr = keeps if "constant_elr" in schedules else None
         self._project()
         self.first_norm = metrics.norm(self.invariant).unsqueeze(1).clone()
-        self.rate = torch.zeros(
-            len(runs), 1, dtype=dtype, device=device
-        )  # learning rate of the last step
+        self.rate = torch.zeros_like(self.first_norm)  # learning rate of the last step
         self._factors = torch.empty(0)
         self._one = torch.ones_like(self.rate)
-        self._constant = all(
-            run.schedule in ("constant", "constant_elr") and not run.warmup for run in runs
-        )
+        warm = any(run.warmup for run in runs)
+        self._constant = schedules <= {"constant", "constant_elr"} and not warm
         self._loss = torch.compile(self._mean_loss) if compiled else self._mean_loss
         self._graphs: dict[int, devices.Graph] = {}
 
@@ -96,31 +94,22 @@ class Stack:
                         f"{tuple(value.shape[1:])}; got {tuple(foreign.shape)}."
                     )
                 value = foreign.expand(value.shape)
-            values[parameter.name] = value.to(
-                device=self.device, dtype=getattr(torch, self.setup.dtype)
-            )
+            values[parameter.name] = value.to(self.device, getattr(torch, self.setup.dtype))
         return values
 
     def _lay_out(self, values: networks.Tensors) -> None:
         """Put the trained parameters into one flat tensor, scale-invariant first, and keep the rest
         as it is.
         """
-        invariant = [p for p in self.network.parameters if p.scale_invariant]
-        others = (
-            [p for p in self.network.parameters if not p.scale_invariant]
-            if self.setup.train_others
-            else []
-        )
-        self.shapes = {p.name: p.shape for p in invariant}
-        self.trained = {p.name: p.shape for p in [*invariant, *others]}
+        parameters = self.network.parameters
+        self.shapes = {p.name: p.shape for p in parameters if p.scale_invariant}
+        others = {p.name: p.shape for p in parameters if not p.scale_invariant}
+        self.trained = self.shapes | others if self.setup.train_others else dict(self.shapes)
         self.sizes = [int(np.prod(shape)) for shape in self.trained.values()]
         self.layer_sizes = self.sizes[: len(self.shapes)]
         self.n_invariant = sum(self.layer_sizes)
         flat = torch.cat([values.pop(name).flatten(1) for name in self.trained], dim=1)
-        scale = torch.tensor(
-            [[run.init_scale] for run in self.runs], dtype=flat.dtype, device=self.device
-        )
-        flat[:, : self.n_invariant] *= scale
+        flat[:, : self.n_invariant] *= flat.new_tensor([[run.init_scale] for run in self.runs])
         self.weights = flat.requires_grad_()  # (runs, weights)
         self.fixed = values
 
@@ -169,9 +158,8 @@ class Stack:
         """Return pictures (runs, batch, channels, height, width) and labels (runs, batch) of the
         examples `index`.
         """
-        x = self.data.x_train.index_select(
-            0, index.flatten()
-        )  # whole rows: three times as fast as x_train[index]
+        # whole rows: three times as fast as x_train[index]
+        x = self.data.x_train.index_select(0, index.flatten())
         return x.unflatten(0, index.shape), self.data.y_train[index]
 
     def _mean_loss(self, weights, x, labels, fixed) -> torch.Tensor:
@@ -254,10 +242,10 @@ class Stack:
         """Return the factors on the learning rates, those that keep the effective learning rate
         included.
         """
-        if not self._keeps_elr:
+        if self._keeps_elr is None:
             return factor
         grown = (metrics.norm(self.invariant).unsqueeze(1) / self.first_norm) ** 2
-        return torch.where(self._square, factor * grown, factor)
+        return torch.where(self._keeps_elr, factor * grown, factor)
 
     def _measured(
         self, step: metrics.Step, parts: tuple[str, ...] | None
@@ -340,7 +328,7 @@ class Stack:
         """Return `metrics.measures("evaluation")`, (measures, runs), without touching the
         trajectory.
         """
-        values, statistics = self.values(self.weights), networks.Statistics()
+        values, statistics = self.values(self.weights), Statistics()
         on_train = self._mean_over(self.data.y_train, self._collect(values, statistics))
         on_test = self._mean_over(self.data.y_test, self._apply(values, statistics))
         return torch.cat([on_train, on_test])
@@ -348,12 +336,11 @@ class Stack:
     @torch.no_grad()
     def predict(self) -> torch.Tensor:
         """Return the test set's logits, (runs, examples, classes), as `evaluate` judges them."""
-        values, statistics = self.values(self.weights), networks.Statistics()
+        values, statistics = self.values(self.weights), Statistics()
         for _ in self._collect(values, statistics):
             pass
-        return torch.cat(
-            [logits for _, logits in self._apply(values, statistics)], dim=2
-        ).transpose(1, 2)
+        logits = [logits for _, logits in self._apply(values, statistics)]
+        return torch.cat(logits, dim=2).transpose(1, 2)
 
     def _mean_over(self, y: torch.Tensor, predictions: Iterable) -> torch.Tensor:
         """Return mean loss and error, (2, runs), of (index, logits) against the labels `y`."""
@@ -365,7 +352,7 @@ class Stack:
             seen += len(index)
         return sums / seen
 
-    def _collect(self, values, statistics: networks.Statistics) -> Iterator[tuple]:
+    def _collect(self, values, statistics: Statistics) -> Iterator[tuple]:
         """Yield (index, logits) of the training set's mini-batches, in training mode, and collect
         their statistics.
         """
@@ -375,21 +362,17 @@ class Stack:
         )
         for _ in range(order.steps_per_epoch):
             index = order.next()[0]
-            yield (
-                index,
-                self._logits(self.data.x_train[index], values, statistics, statistics.collect),
-            )
+            pictures = self.data.x_train[index]
+            yield index, self._logits(pictures, values, statistics, statistics.collect)
             statistics.batches += 1
 
-    def _apply(self, values, statistics: networks.Statistics) -> Iterator[tuple]:
+    def _apply(self, values, statistics: Statistics) -> Iterator[tuple]:
         """Yield (index, logits) of the test set, normalized by the collected statistics."""
         size = self.setup.batch_size or len(self.data.x_train)
         for index in torch.arange(len(self.data.x_test), device=self.device).split(size):
             yield index, self._logits(self.data.x_test[index], values, statistics, statistics.apply)
 
-    def _logits(
-        self, pictures, values, statistics: networks.Statistics, how: Callable
-    ) -> torch.Tensor:
+    def _logits(self, pictures, values, statistics: Statistics, how: Callable) -> torch.Tensor:
         """Return the logits (runs, classes, batch) of all runs on the same (batch, ...)."""
         statistics.begin()
         with self._rounding(), self._autocast():
@@ -405,10 +388,7 @@ class Stack:
         """Return the spherical sharpness of every run, (runs,), over the first 2,048 training
         examples.
         """
-        x, labels = (
-            self.data.x_train[None, :CURVATURE_EXAMPLES],
-            self.data.y_train[None, :CURVATURE_EXAMPLES],
-        )
+        x, labels = (t[None, :CURVATURE_EXAMPLES] for t in (self.data.x_train, self.data.y_train))
         tops = []
         for run in range(len(self.runs)):
             one = slice(run, run + 1)

@@ -18,7 +18,9 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 
-from periodic_lib.config import DTYPES, ConfigError, integer, number, one_of
+from periodic_lib.checks import integer, number, one_of
+from periodic_lib.config import DTYPES
+from periodic_lib.project import ConfigError
 
 # ---------------------------------------------------------------- toy A: a circle
 

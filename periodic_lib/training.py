@@ -15,8 +15,9 @@ import xarray as xr
 from tqdm import tqdm
 
 from periodic_lib import datasets, project, results
-from periodic_lib.config import ConfigError, Record, Run, Setup, number
-from periodic_lib.project import Unfinished
+from periodic_lib.checks import number
+from periodic_lib.config import Record, Run, Setup
+from periodic_lib.project import ConfigError, Unfinished
 from periodic_lib.recording import Recorder
 from periodic_lib.stack import Stack
 
@@ -66,7 +67,8 @@ def train(
         `weight_norm`, the norm of all scale-invariant weights together; `elr`, learning rate over
         squared weight norm: the step that the direction of the weights feels; `grad_norm`, without
         the decay term; `angular_update`, in radians; `eff_grad_norm`, gradient norm times weight
-        norm: the gradient norm on the unit sphere. With `Record.layers`, `Record.neurons` norm,
+        norm: the gradient norm on the unit sphere; `radial_cosine`, of gradient and weights: 0 where
+        the invariance is exact. With `Record.layers`, `Record.neurons` norm,
         gradient norm and angle also have an axis `layer` or `neuron`. With `Record.average` all are
         means. Shape (run, eval_step): `train_loss_full`, `train_error` over the training set in
         mini-batches, in training mode, and `test_loss`, `test_error` with batch-normalization

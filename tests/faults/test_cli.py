@@ -65,7 +65,7 @@ def test_run_prints_a_row_per_run_and_the_file(capsys, tmp_path):
 
 def test_momentum_runs_have_no_regime_yet(capsys):
     assert cli.main(["run", "rescaling", "--profile", "smoke", "--set", "momentum=0.9", "--set", "steps=5"]) == 0
-    assert " - " in capsys.readouterr().out
+    assert " – " in capsys.readouterr().out
 
 
 def test_a_result_is_kept_before_anything_is_printed(monkeypatch):

@@ -14,7 +14,7 @@ import pytest
 
 from periodic_lib import Record, Run, Setup, experiments, results, train
 from periodic_lib import project as ground
-from periodic_lib.config import ConfigError
+from periodic_lib.project import ConfigError
 from periodic_lib.stack import Stack
 
 DECLARATION = """

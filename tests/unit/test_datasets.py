@@ -17,8 +17,9 @@ import pytest
 import torch
 
 from periodic_lib import datasets, sources
-from periodic_lib.config import DATASETS, ConfigError, Setup
+from periodic_lib.config import DATASETS, Setup
 from periodic_lib.datasets import BatchOrder, FixedOrder
+from periodic_lib.project import ConfigError
 
 
 def test_breast_cancer_has_the_stated_split_and_scale():

@@ -4,9 +4,10 @@ from plain_networks import PLAIN, PlainConvNet
 from torch import nn
 
 from periodic_lib import networks
-from periodic_lib.config import ConfigError, Run, Setup
+from periodic_lib.config import Run, Setup
 from periodic_lib.metrics import scale_sensitivity
-from periodic_lib.networks import FEATURES, PICTURES, Statistics, batch_norm
+from periodic_lib.normalization import FEATURES, PICTURES, Statistics, batch_norm
+from periodic_lib.project import ConfigError
 from periodic_lib.stack import Stack
 
 NETWORKS = ["mlp", "convnet", "resnet18", "transformer"]

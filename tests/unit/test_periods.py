@@ -6,7 +6,6 @@ import pytest
 import xarray as xr
 
 from periodic_lib import glossary, periods, theory
-from periodic_lib.config import ConfigError
 from periodic_lib.minima import find_minima
 from periodic_lib.periods import (
     count_by_run,
@@ -16,6 +15,7 @@ from periodic_lib.periods import (
     label_phases,
     late,
 )
+from periodic_lib.project import ConfigError
 from periodic_lib.regimes import GUESSING_SHARE, classify_regime, summarize
 
 T = np.arange(2000)
@@ -398,11 +398,11 @@ def test_the_margin_is_the_distance_to_the_border():
 def test_no_regime_with_momentum_or_another_optimizer():
     data = all_runs()
     table = summarize(data.assign_coords(momentum=("run", [0.0, 0.9, 0.0, 0.0])))
-    assert table.regime.tolist() == ["convergence", "-", "equilibrium", "divergence"]
+    assert table.regime.tolist() == ["convergence", "–", "equilibrium", "divergence"]
     assert table.loc[11, ["margin", "balance"]].isna().all()
     assert table.destabilizations[11] == 9
     adam = summarize(data.assign_attrs(setup=json.dumps({"optimizer": "adamw"})))
-    assert (adam.regime == "-").all()
+    assert (adam.regime == "–").all()
 
 
 def test_late_is_the_second_half_of_all_that_is_recorded():

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from periodic_lib import Record, Setup, grid, results, train
-from periodic_lib.config import ConfigError
+from periodic_lib.project import ConfigError
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from periodic_lib.spreads import interval, spread
 def test_a_spread_is_median_lowest_and_highest():
     assert spread([0.5, 0.1, 0.2, 0.4], ".2f") == "0.30 (0.10 to 0.50)"
     assert spread(np.array([3])) == "3 (3 to 3)"
-    assert spread(value for value in ()) == "-"
+    assert spread(value for value in ()) == "–"
 
 
 def test_the_interval_of_a_mean_covers_the_truth_as_often_as_it_says():

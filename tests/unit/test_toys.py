@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from periodic_lib import theory, toys
-from periodic_lib.config import ConfigError
 from periodic_lib.periods import find_destabilizations
+from periodic_lib.project import ConfigError
 from periodic_lib.regimes import classify_regime
 from periodic_lib.toys import SphereToy, circle_orbit, random_numbers
 

@@ -13,7 +13,7 @@ from plain_networks import PlainConvNet
 
 from periodic_lib import Record, Run, Setup, devices, grid, recording, results, theory, train, training
 from periodic_lib import stack as stack_module
-from periodic_lib.config import ConfigError
+from periodic_lib.project import ConfigError
 from periodic_lib.stack import Stack
 
 SMALL = {"width": 16, "depth": 2, "drop_last": True}
@@ -98,6 +98,16 @@ def test_gradient_is_orthogonal_to_the_weights():
     (gradient,) = torch.autograd.grad(stack.loss(stack.weights, stack.batch_order().next()).sum(), stack.weights)
     cosine = torch.nn.functional.cosine_similarity(gradient, stack.weights.detach(), dim=1)
     assert cosine.abs().max() < 1e-13
+
+
+def test_radial_cosine_is_zero_where_the_invariance_is_exact_and_shows_where_epsilon_breaks_it(identities):
+    assert np.abs(identities.radial_cosine).max() < 1e-13
+    setup, runs = Setup(**SMALL, steps=1, dtype="float64", bn_eps=0.1), grid(lr=0.1, weight_decay=0, seed=range(3))
+    stack = Stack(setup, runs)
+    (gradient,) = torch.autograd.grad(stack.loss(stack.weights, stack.batch_order().next()).sum(), stack.weights)
+    cosine = torch.nn.functional.cosine_similarity(gradient, stack.weights.detach(), dim=1)
+    assert cosine.abs().min() > 1e-3
+    np.testing.assert_allclose(quick(setup, runs).radial_cosine[:, 0], cosine, rtol=1e-9)
 
 
 def test_rescaling_symmetry_float64():
