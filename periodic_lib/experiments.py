@@ -72,11 +72,13 @@ class Plan:
         suffix = f"-{digest(self.settings)[:8]}" if self.overrides else ""
         return cache_folder() / self.name / f"{self.profile}{suffix}.nc"
 
-    def stale_reason(self, dataset: xr.Dataset) -> str | None:
-        """Return why `dataset` is not this plan's result by the present code; None if it is."""
-        if dataset.attrs.get("settings") != digest(self.settings):
+    def stale_reason(self, attributes: Mapping) -> str | None:
+        """Return why a result with these attributes is not this plan's by the present code; None if
+        it is.
+        """
+        if attributes.get("settings") != digest(self.settings):
             return "other settings"
-        if dataset.attrs.get("code") != results.code_digest():
+        if attributes.get("code") != results.code_digest():
             return "the library's training code has changed"
         return None
 
@@ -382,16 +384,18 @@ def _declared_digest(todo: Plan) -> str:
 
 
 def state(todo: Plan) -> tuple[str, float | None]:
-    """Return "ready", "out of date", "damaged" or "not made", and the seconds it took, if any."""
+    """Return "ready", "out of date", "damaged" or "not made", and the seconds it took, if any.
+
+    By the attributes alone: values are verified by who reads them.
+    """
     try:
-        dataset = results.load(todo.path)
+        attributes = results.attributes(todo.path)
     except FileNotFoundError:
         return "not made", None
     except results.ResultsError:
         return "damaged", None
-    return ("ready" if todo.stale_reason(dataset) is None else "out of date"), float(
-        dataset.attrs["seconds"]
-    )
+    word = "ready" if todo.stale_reason(attributes) is None else "out of date"
+    return word, float(attributes["seconds"])
 
 
 def _load_if_true(todo: Plan) -> xr.Dataset | None:
@@ -403,7 +407,7 @@ def _load_if_true(todo: Plan) -> xr.Dataset | None:
         aside = results.set_aside(todo.path)
         print_message(f"{error} Set aside as {aside.name}; making it again.")
         return None
-    reason = todo.stale_reason(dataset)
+    reason = todo.stale_reason(dataset.attrs)
     if reason:
         print_message(f"{todo.name} ({todo.profile}) is out of date ({reason}); making it again.")
         return None

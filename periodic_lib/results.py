@@ -227,6 +227,28 @@ def load(path: Path | str) -> xr.Dataset:
     return dataset
 
 
+def attributes(path: Path) -> dict:
+    """Return the attributes of a file that `save` wrote, without its values.
+
+    Raises
+    ------
+    FileNotFoundError : if there is none.
+    ResultsError : if it is no such file.
+    """
+    import h5py
+
+    if not path.is_file():
+        raise FileNotFoundError(f"no results at {path}: make them with `periodic run`.")
+    try:
+        with h5py.File(path) as stored:
+            found = {name: np.asarray(value) for name, value in stored.attrs.items()}
+    except OSError as error:
+        raise ResultsError(f"{path} cannot be read: damaged or not a result file.") from error
+    if "sha256" not in found:
+        raise ResultsError(f"{path} is not a result file.")
+    return {name: value.item() if value.size == 1 else value for name, value in found.items()}
+
+
 def checksum(dataset: xr.Dataset) -> str:
     """Return the SHA-256 of all names, values, labels and attributes of `dataset`."""
     state = hashlib.sha256()

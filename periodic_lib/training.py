@@ -67,14 +67,14 @@ def train(
         `weight_norm`, the norm of all scale-invariant weights together; `elr`, learning rate over
         squared weight norm: the step that the direction of the weights feels; `grad_norm`, without
         the decay term; `angular_update`, in radians; `eff_grad_norm`, gradient norm times weight
-        norm: the gradient norm on the unit sphere; `radial_cosine`, of gradient and weights: 0 where
-        the invariance is exact. With `Record.layers`, `Record.neurons` norm,
-        gradient norm and angle also have an axis `layer` or `neuron`. With `Record.average` all are
-        means. Shape (run, eval_step): `train_loss_full`, `train_error` over the training set in
-        mini-batches, in training mode, and `test_loss`, `test_error` with batch-normalization
-        statistics re-estimated in the same pass. Shape (run, curvature_step): `sharpness`, the
-        spherical sharpness (`metrics.sharpness`) of the loss on the first 2,048 training examples,
-        as one batch. With `Record.snapshot_every`, in float32 whatever the dtype: `direction` (run,
+        norm: the gradient norm on the unit sphere; `radial_cosine`, of gradient and weights: 0
+        where the invariance is exact. With `Record.layers`, `Record.neurons` norm, gradient norm
+        and angle also have an axis `layer` or `neuron`. With `Record.average` all are means. Shape
+        (run, eval_step): `train_loss_full`, `train_error` over the training set in mini-batches, in
+        training mode, and `test_loss`, `test_error` with batch-normalization statistics
+        re-estimated in the same pass. Shape (run, curvature_step): `sharpness`, the spherical
+        sharpness (`metrics.sharpness`) of the loss on the first 2,048 training examples, as one
+        batch. With `Record.snapshot_every`, in float32 whatever the dtype: `direction` (run,
         snapshot_step, weight), the scale-invariant weights over their norm, in the order of the
         network's parameters, and `test_logits` (run, snapshot_step, example, class), evaluated as
         `test_error` is; `label` (example) are the true classes. A step index of S means the weights
