@@ -92,7 +92,11 @@ def _add_run(commands: argparse._SubParsersAction) -> None:
         metavar="SECONDS",
         help="stop training after that time and save its state; the same command goes on",
     )
-    run.add_argument("--keep", action="store_true", help="also write it to data/results/, for git")
+    run.add_argument(
+        "--keep",
+        action="store_true",
+        help="also write it, or what is there so far, to data/results/, for git",
+    )
     run.add_argument("--force", action="store_true", help="train even if the result is there")
     run.add_argument("--list", action="store_true", help="show all experiments, and stop")
     run.set_defaults(action=_run)
@@ -146,6 +150,8 @@ def _run(options: argparse.Namespace) -> int:
         dataset = experiments.run_experiment(options.experiment, options.profile, **how)
     except Unfinished as stopped:
         print_message(f"{todo.name} ({todo.profile}): {stopped}. The same command goes on.")
+        if options.keep:
+            print(experiments.keep(stopped.dataset, todo))
         return UNFINISHED
     kept = [experiments.keep(dataset, todo)] if options.keep else []  # first: printing may fail
     print(regimes.summarize(dataset).to_string(index=False, float_format="{:.4g}".format))

@@ -109,6 +109,8 @@ class Setup(_Checked):
     test_on_rest : test on the training examples that `train_size` leaves out, too: a larger test
         set, a finer error.
     label_noise : fraction of training labels replaced by a different, random class.
+    jpeg : quality, from 1 to 100, at which every picture is encoded as JPEG once before it is used;
+        None: as it is.
     sample_seed : seed of the subset and of the label noise.
     steps : parameter updates.
     train_others : train the parameters that are not scale-invariant, too: the scale and shift of
@@ -148,6 +150,7 @@ class Setup(_Checked):
     train_size: int | None = None
     test_on_rest: bool = False
     label_noise: float = 0.0
+    jpeg: int | None = None
     sample_seed: int = 0
     steps: int = 20_000
     train_others: bool = False
@@ -171,6 +174,7 @@ class Setup(_Checked):
         "train_size": (optional, integer, WHOLE + ", or None (all)", 1),
         "test_on_rest": (flag,),
         "label_noise": (number, "a fraction from 0 to below 1", 0, 1),
+        "jpeg": (optional, integer, "a quality from 1 to 100, or None", 1),
         "sample_seed": (integer, FROM_ZERO, 0),
         "steps": (integer, WHOLE, 1),
         "train_others": (flag,),
@@ -186,6 +190,8 @@ class Setup(_Checked):
 
     def _check_together(self) -> None:
         _check_depth(self.network, self.depth)
+        if self.jpeg is not None and self.jpeg > 100:
+            raise ConfigError(f"`jpeg` must be a quality from 1 to 100, or None; got {self.jpeg}.")
         odd = self.width % HEADS or self.width < 4 * HEADS
         if self.network == "transformer" and odd:
             raise ConfigError(

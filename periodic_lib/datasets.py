@@ -6,6 +6,7 @@ with label noise. Then its mini-batches: the order of the examples, and their au
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -49,10 +50,10 @@ def load(setup: Setup, device: str | torch.device = "cpu") -> Data:
     """Return the data set that `setup` names, standardized, in its dtype, on `device`.
 
     x <- (x - mean) / std for each channel: the published mean and std for CIFAR, else those of the
-    full training set, also when `train_size` takes a part of it. `train_size` and `label_noise` are
-    drawn by `sample_seed` (a smaller subset is part of a larger one). The test set is as it is,
-    followed, with `test_on_rest`, by the training examples that the subset leaves out, in order,
-    with their true labels.
+    full training set, also when `train_size` takes a part of it. `jpeg` comes first.
+    `train_size` and `label_noise` are drawn by `sample_seed` (a smaller subset is part of a larger
+    one). The test set is as it is, followed, with `test_on_rest`, by the training examples that the
+    subset leaves out, in order, with their true labels.
 
     Raises
     ------
@@ -65,6 +66,8 @@ def load(setup: Setup, device: str | torch.device = "cpu") -> Data:
     torch.Size([200, 1, 8, 8])
     """
     arrays, digest = sources.read(setup.dataset)
+    if setup.jpeg is not None:
+        arrays = _jpeg(setup, arrays)
     classes = int(arrays.y_train.max()) + 1
     chosen = _subset(setup, arrays.y_train)
     check_batch_size(setup, len(chosen))
@@ -155,6 +158,39 @@ def _with_noise(setup: Setup, labels: np.ndarray, classes: int) -> np.ndarray:
     noisy = labels.copy()
     noisy[wrong] = (labels[wrong] + draw.integers(1, classes, len(wrong))) % classes
     return noisy
+
+
+def _jpeg(setup: Setup, arrays: sources.Arrays) -> sources.Arrays:
+    """Return the data with pictures as they come out of a JPEG file, uint8.
+
+    Pictures of another type are first stretched: the training set's range to 0 to 255.
+    """
+    pictures = (arrays.x_train, arrays.x_test)
+    if pictures[0].shape[1] not in (1, 3) or 1 in pictures[0].shape[2:]:
+        shape = " x ".join(map(str, pictures[0].shape[1:]))
+        raise ConfigError(
+            f"`jpeg` needs pictures of 1 or 3 channels; {setup.dataset!r} holds {shape}. "
+            "Set it to None."
+        )
+    if pictures[0].dtype != np.uint8:
+        low, high = pictures[0].min(), pictures[0].max()
+        stretched = (np.clip(255 * (x - low) / (high - low), 0, 255) for x in pictures)
+        pictures = tuple(np.round(x).astype(np.uint8) for x in stretched)
+    x_train, x_test = (
+        np.stack([_through_jpeg(picture, setup.jpeg) for picture in x]) for x in pictures
+    )
+    return arrays._replace(x_train=x_train, x_test=x_test)
+
+
+def _through_jpeg(picture: np.ndarray, quality: int) -> np.ndarray:
+    """Return one picture (channels, height, width), uint8, encoded and decoded again."""
+    from PIL import Image
+
+    file, grey = io.BytesIO(), len(picture) == 1
+    pixels = picture[0] if grey else picture.transpose(1, 2, 0)
+    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "JPEG", quality=quality)
+    decoded = np.asarray(Image.open(file))
+    return decoded[None] if grey else decoded.transpose(2, 0, 1)
 
 
 # ---------------------------------------------------------------- standardization

@@ -13,7 +13,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 PROFILES = ("smoke", "classroom", "paper")
+KEPT_ROWS = 20_000  # of a record that goes into git as it is
 ENTRY_KEYS = ("chapter", "also", "question", "setup", "vary", "grid", "record", "profiles")
 PROFILE_KEYS = ("setup", "vary", "grid", "record", "minutes")
 
@@ -338,8 +339,10 @@ def kept_path(name: str, profile: str = "paper") -> Path:
 
 
 def keep(dataset: xr.Dataset, todo: Plan) -> Path:
-    """Write a result to its place in git, and return that; another copy of the declared data is the
-    only change.
+    """Write a result, or what is there of it so far, to its place in git, and return that.
+
+    Another copy of the declared data is the only change that is allowed. Of a record of more than
+    `KEPT_ROWS` steps, an epoch becomes a row (`recording.thin`), except around destabilizations.
 
     Raises
     ------
@@ -350,8 +353,15 @@ def keep(dataset: xr.Dataset, todo: Plan) -> Path:
             "only a declared result is kept, with no other change than `dataset`; "
             f"got {', '.join(todo.overrides)}."
         )
+    from periodic_lib.periods import find_destabilizations
+    from periodic_lib.recording import thin
+
+    if dataset.sizes["step"] > KEPT_ROWS:
+        breaks = find_destabilizations(dataset).start
+        dataset = thin(dataset, every=dataset.attrs["steps_per_epoch"], around=breaks)
     path = kept_path(todo.name, todo.profile)
-    results.save(dataset.assign_attrs(declared=_declared_digest(todo)), path)
+    facts = {"experiment": todo.name, "profile": todo.profile, "declared": _declared_digest(todo)}
+    results.save(dataset.assign_attrs(facts), path)
     return path
 
 
@@ -378,9 +388,18 @@ def kept(name: str, profile: str = "paper") -> xr.Dataset | None:
 
 
 def _declared_digest(todo: Plan) -> str:
-    settings = todo.settings
-    setup = {key: value for key, value in settings["setup"].items() if key != "dataset"}
-    return digest({"setup": setup, "runs": settings["runs"], "record": settings["record"]})
+    """Return the digest of what is declared, in so far as it is not the default: a parameter that
+    is new in the library makes no kept result untrue.
+    """
+    runs = [_changed(run) for run in todo.runs]
+    setup = {key: value for key, value in _changed(todo.setup).items() if key != "dataset"}
+    return digest({"setup": setup, "runs": runs, "record": _changed(todo.record)})
+
+
+def _changed(settings: Setup | Run | Record) -> dict:
+    """Return the settings that are not the default."""
+    default = {field.name: field.default for field in fields(settings)}
+    return {key: value for key, value in settings.to_dict().items() if value != default[key]}
 
 
 def state(todo: Plan) -> tuple[str, float | None]:

@@ -40,14 +40,17 @@ class ConfigError(ValueError):
 
 
 class Unfinished(RuntimeError):
-    """Training that stopped because its budget was used up; its state is saved."""
+    """Training that stopped because its budget was used up; its state is saved.
 
-    def __init__(self, done: int, steps: int):
+    `dataset` is what was recorded so far, as of a training of `done` steps.
+    """
+
+    def __init__(self, done: int, steps: int, dataset: object = None):
         super().__init__(
             f"stopped after {done:,} of {steps:,} steps, as the budget was used up; "
             "the state is saved"
         )
-        self.done, self.steps = done, steps
+        self.done, self.steps, self.dataset = done, steps, dataset
 
 
 # ---------------------------------------------------------------- where the project is

@@ -6,7 +6,7 @@ place in a list.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -130,7 +130,7 @@ class Recorder:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return what was kept so far, for a resume state."""
-        rows = -(-self.stack.steps_done // self.every)
+        rows = self._rows
         found = {f"table_{name}": table[:rows].cpu().numpy() for name, table in self.tables.items()}
         found |= {f"sums_{name}": values.cpu().numpy() for name, values in self.sums.items()}
         for when, kept in self.looks.items():
@@ -158,7 +158,7 @@ class Recorder:
     # -- the result
 
     def dataset(self, seconds: float, data_digest: str | None) -> xr.Dataset:
-        """Return everything kept as one labelled data set, with its provenance."""
+        """Return everything kept so far as one labelled data set, with its provenance."""
         stack = self.stack
         cuda = str(stack.device).startswith("cuda")
         return results.with_provenance(
@@ -169,6 +169,7 @@ class Recorder:
             data_digest=data_digest,
             classes=stack.data.classes,
             steps_per_epoch=self.steps_per_epoch,
+            steps_done=stack.steps_done,
             seconds=seconds,
             device=torch.cuda.get_device_name() if cuda else str(stack.device),
             instructions=torch.backends.cpu.get_cpu_capability(),
@@ -176,8 +177,13 @@ class Recorder:
             threads=torch.get_num_threads(),
         )
 
+    @property
+    def _rows(self) -> int:
+        """Number of rows that are filled."""
+        return -(-self.stack.steps_done // self.every)
+
     def _coordinates(self) -> dict[str, object]:
-        runs, steps = self.stack.runs, np.arange(len(self.tables["step"])) * self.every
+        runs, steps = self.stack.runs, np.arange(self._rows) * self.every
         found = {"run": np.arange(len(runs)), "step": steps}
         found |= {name: ("run", _column(runs, name)) for name in Run.names()}
         found |= {part: self._part_names(part) for part in self.parts}
@@ -194,7 +200,7 @@ class Recorder:
         for name, table in self.tables.items():
             prefix, more = ("", ()) if name == "step" else (f"{name}_", (name,))
             for place, measure in enumerate(metrics.measures("step", parts=name != "step")):
-                values = table[:, place].transpose(0, 1).cpu().numpy()  # (run, step, ...)
+                values = table[: self._rows, place].transpose(0, 1).cpu().numpy()  # (run, step, ..)
                 if self.record.average and measure.squared:
                     values = np.sqrt(values)
                 found[prefix + measure.name] = (measure.dims + more, values)
@@ -220,3 +226,59 @@ def _column(runs: Sequence[Run], name: str) -> list:
     """Return one parameter of all runs; a missing number is nan, as NetCDF knows no None."""
     values = [getattr(run, name) for run in runs]
     return [np.nan if value is None else value for value in values]
+
+
+# ---------------------------------------------------------------- long records
+
+
+def thin(
+    dataset: xr.Dataset, *, every: int, around: Iterable[int] = (), margin: int = 400
+) -> xr.Dataset:
+    """Return a record with one row for each `every` steps, but every step where something happens.
+
+    Stretches from a multiple of `every` to the next that come within `margin` steps of one of the
+    steps `around` stay as they are; of any other, one row at its first step remains, the mean over
+    it (of the angular update the root mean square, as `Record.average` has it). `covers` (step)
+    says how many recorded steps a row stands for, and `train_loss_median` (run, step) is the median
+    over them, which a few bad batches do not move.
+
+    Parameters
+    ----------
+    dataset : a result with dimensions `run` and `step`; what has no `step` stays as it is.
+    every : steps of a row, an epoch for example.
+    around : steps, as `find_destabilizations` finds them.
+
+    >>> loss = ("run", "step"), [[4.0, 2.0, 3.0, 1.0]]
+    >>> record = xr.Dataset({"train_loss": loss}, {"step": range(4)})
+    >>> thin(record, every=2, around=[3], margin=0).train_loss.values.tolist()
+    [[3.0, 3.0, 1.0]]
+    """
+    steps, events = dataset.step.values, np.asarray(list(around), float)
+    block = steps // every
+    near = np.abs(steps[:, None] - events).min(1, initial=np.inf) <= margin
+    rows = np.where(np.isin(block, block[near]), steps, block * every)
+    starts = np.flatnonzero(np.diff(rows, prepend=-1))
+    weights = dataset.covers.values if "covers" in dataset else np.ones(len(steps), int)
+    means = {
+        name: (variable.dims, _row_means(name, variable, starts, weights), variable.attrs)
+        for name, variable in dataset.data_vars.items()
+        if {"run", "step"} <= set(variable.dims)
+    }
+    loss = dataset.get("train_loss_median", dataset.train_loss)
+    pieces = np.split(loss.transpose("run", "step").values, starts[1:], axis=1)
+    medians = np.stack([np.median(piece, axis=1) for piece in pieces], axis=1)
+    means["train_loss_median"] = (("run", "step"), medians, loss.attrs)
+    thinned = dataset.drop_dims("step").assign_coords(step=steps[starts]).assign(means)
+    return thinned.assign(covers=("step", np.add.reduceat(weights, starts)))
+
+
+def _row_means(
+    name: str, variable: xr.DataArray, starts: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    """Return the weighted means of stretches along the axis `step`, in the dtype of the values."""
+    squared = any(one.squared and name.endswith(one.name) for one in metrics.measures("step"))
+    axis = variable.dims.index("step")
+    values = np.moveaxis(variable.values.astype(float), axis, -1)
+    sums = np.add.reduceat(weights * (values**2 if squared else values), starts, axis=-1)
+    means = np.moveaxis(sums / np.add.reduceat(weights, starts), -1, axis)
+    return (np.sqrt(means) if squared else means).astype(variable.dtype)

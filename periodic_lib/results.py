@@ -289,11 +289,18 @@ def provenance(dataset: xr.Dataset) -> str:
     """Return in one line where, when and with what `dataset` was made."""
     facts = dataset.attrs
     return (
-        f"{dataset.sizes['run']} runs of {setup_of(dataset).steps} steps on {facts['device']} in "
+        f"{dataset.sizes['run']} runs of {_steps(dataset)} steps on {facts['device']} in "
         f"{facts['seconds']:.1f} s, {facts['created']}, revision {facts['git_revision']}, "
         f"torch {facts['torch_version']}, numpy {facts['numpy_version']}, "
         f"seeds {np.unique(dataset.init_seed).tolist()}"
     )
+
+
+def _steps(dataset: xr.Dataset) -> str:
+    """Return the number of steps, or how many of them have been done so far."""
+    steps = setup_of(dataset).steps
+    done = int(dataset.attrs.get("steps_done", steps))
+    return f"{steps}" if done == steps else f"{done} (so far, of {steps})"
 
 
 def sel(dataset: xr.Dataset, **values: float) -> xr.Dataset:

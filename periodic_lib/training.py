@@ -110,6 +110,10 @@ def train(
     state = Resume(Path(resume), stack, keep, (initial, batches)) if resume is not None else None
     called = time.perf_counter()
     started = called - (state.load() if state else 0.0)
+
+    def so_far() -> xr.Dataset:
+        return keep.dataset(time.perf_counter() - started, stack.data.digest)
+
     order.seek(stack.steps_done)
     with _progress_bar(setup.steps, stack.steps_done, progress) as bar:
         for step in range(stack.steps_done, setup.steps):
@@ -122,9 +126,9 @@ def train(
                 state.save_now_and_then(time.perf_counter() - started)
                 out_of_time = time.perf_counter() - called > budget and step + 1 < setup.steps
                 if out_of_time and state.save(time.perf_counter() - started):
-                    raise Unfinished(step + 1, setup.steps)
+                    raise Unfinished(step + 1, setup.steps, so_far())
         keep.look(setup.steps)
-    return keep.dataset(time.perf_counter() - started, stack.data.digest)
+    return so_far()
 
 
 def _checked_budget(budget: object, resume: object) -> float:

@@ -762,3 +762,24 @@ def test_features_cannot_be_augmented(tmp_path):
     own(tmp_path, **arrays((7,)))
     with pytest.raises(ConfigError, match="`augment` needs pictures"):
         datasets.load(Setup(dataset=str(tmp_path / "own.npz"), batch_size=4, augment=True))
+
+
+def test_jpeg_is_one_encoding_and_the_better_the_closer():
+    plain = datasets.load(Setup(dtype="float64")).x_train
+    far = {quality: datasets.load(Setup(dtype="float64", jpeg=quality)).x_train for quality in (100, 50, 10)}
+    distance = {quality: float((x - plain).square().mean()) for quality, x in far.items()}
+    assert 0 < distance[100] < 0.01 < distance[50] < distance[10] < 0.5
+
+
+def test_jpeg_keeps_channels_apart_and_refuses_features(tmp_path):
+    colours = np.zeros((20, 16, 16, 3), np.uint8)
+    colours[::2, ..., 0], colours[1::2, ..., 2] = 200, 200  # red, blue
+    labels = np.arange(20) % 2
+    np.savez(tmp_path / "colours.npz", x_train=colours, y_train=labels, x_test=colours, y_test=labels)
+    data = sources.read(str(tmp_path / "colours.npz"))[0]
+    encoded = datasets._jpeg(Setup(dataset=str(tmp_path / "colours.npz"), jpeg=95), data).x_train
+    assert np.abs(encoded.astype(int) - colours.transpose(0, 3, 1, 2)).max() < 8
+    with pytest.raises(ConfigError, match="`jpeg` needs pictures of 1 or 3 channels"):
+        datasets.load(Setup(dataset="breast_cancer", jpeg=90))
+    with pytest.raises(ConfigError, match="`jpeg` must be a quality from 1 to 100"):
+        Setup(jpeg=101)

@@ -13,7 +13,7 @@ from plain_networks import PlainConvNet
 
 from periodic_lib import Record, Run, Setup, devices, grid, recording, results, theory, train, training
 from periodic_lib import stack as stack_module
-from periodic_lib.project import ConfigError
+from periodic_lib.project import ConfigError, Unfinished
 from periodic_lib.stack import Stack
 
 SMALL = {"width": 16, "depth": 2, "drop_last": True}
@@ -649,3 +649,39 @@ def test_adamw_is_rescaled_by_c_and_1_over_c(tmp_path):
     out = train(setup, runs, Record(evaluate_every=None), progress=False)
     for scaled, (_, _, c) in zip(out.transpose("run", ...).train_loss[1:], settings[1:], strict=True):
         np.testing.assert_allclose(scaled, out.train_loss[0], rtol=1e-9, err_msg=f"c = {c}")
+
+
+# ---------------------------------------------------------------- long records
+
+
+def test_thin_is_what_a_record_of_means_would_have_kept_but_every_step_around_events():
+    setup, runs = Setup(**SMALL, steps=60, dtype="float64"), grid(lr=[0.1, 1], weight_decay=1e-2)
+    full = quick(setup, runs, record=Record(evaluate_every=20, layers=True))
+    means = quick(setup, runs, record=Record(every=10, average=True, evaluate_every=20, layers=True))
+    thinned = recording.thin(full, every=10, around=[33], margin=4)
+    assert thinned.step.values.tolist() == [0, 10, *range(20, 40), 40, 50]
+    assert thinned.covers.values.tolist() == [10, 10, *[1] * 20, 10, 10]
+    quiet = thinned.sel(step=[0, 10, 40, 50])
+    for name in means.data_vars:
+        if "step" in means[name].dims:
+            np.testing.assert_allclose(quiet[name], means[name].sel(step=quiet.step), rtol=1e-12, err_msg=name)
+    near = slice(20, 39)
+    np.testing.assert_array_equal(thinned.train_loss.sel(step=near), full.train_loss.sel(step=near))
+    np.testing.assert_array_equal(thinned.test_error, full.test_error)
+    median = np.median(full.train_loss.values[:, :10], axis=1)
+    np.testing.assert_array_equal(thinned.train_loss_median[:, 0], median)
+    assert recording.thin(full, every=60).sizes["step"] == 1
+    for name, twice in recording.thin(thinned, every=20).data_vars.items():  # a row counts as often as it covers steps
+        if "step" in twice.dims and "median" not in name:
+            np.testing.assert_allclose(twice, recording.thin(full, every=20)[name], rtol=1e-6, err_msg=name)
+
+
+def test_what_was_recorded_so_far_comes_with_the_end_of_a_budget(tmp_path):
+    setup, runs, record = Setup(**SMALL, steps=300), grid(lr=0.1, weight_decay=0), Record(evaluate_every=50)
+    whole, rows = quick(setup, runs, record=record), []
+    with pytest.raises(Unfinished) as stopped:
+        quick(setup, runs, record=record, resume=tmp_path / "state.npz", budget=1e-9)
+    rows, done = stopped.value.dataset, stopped.value.done
+    assert 0 < rows.sizes["step"] == done == rows.attrs["steps_done"] < 300
+    np.testing.assert_array_equal(rows.train_loss, whole.train_loss[:, :done])
+    assert f"{done} (so far, of 300)" in results.provenance(rows)
