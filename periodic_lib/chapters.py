@@ -70,14 +70,19 @@ class Chapter:
         return SimpleNamespace(**found)
 
     def check(
-        self, claim: str, outcomes: Mapping[str, bool], measured: str, paper_scale: str = "not run"
+        self,
+        claim: str,
+        outcomes: Mapping[str, bool] | None,
+        measured: str,
+        paper_scale: str = "not run",
     ) -> Checked:
         """Record what was measured on a declared claim; return it with its verdict.
 
         Parameters
         ----------
         claim : id in data/claims/claims.yml.
-        outcomes : whether the claim's rule is met, one entry per seed or run.
+        outcomes : whether the claim's rule is met, one entry per seed or run. None: the runs that
+            can decide it are not there yet, and the verdict is "not tested".
         measured : the numbers behind it, with their spread over seeds, in a few words.
         paper_scale : the same at the paper's scale, where a result is kept.
 
@@ -86,8 +91,9 @@ class Chapter:
         ConfigError : for a claim that is not declared for this chapter, or without outcomes.
         """
         self._declared(claim)
-        plain = {str(label): bool(value) for label, value in outcomes.items()}
-        verdict = "not tested" if self.profile == "smoke" else claims.verdict(plain)
+        plain = {str(label): bool(value) for label, value in (outcomes or {}).items()}
+        untested = self.profile == "smoke" or outcomes is None
+        verdict = "not tested" if untested else claims.verdict(plain)
         self._content["claims"][claim] = {
             "verdict": verdict,
             "outcomes": plain,

@@ -127,9 +127,16 @@ def fingerprint(name: str, profile: str) -> str:
         profile,
         results.code_digest(tuple(sorted(set(results.SOURCES) - TOOLS))),
         [plan.settings for plan in _experiments_of(name, profile)],
+        _kept_results(name),
         stated,
     ]
     return digest(parts)
+
+
+def _kept_results(name: str) -> dict[str, str]:
+    """Return the checksums of results in git of the experiments that a chapter reads."""
+    paths = [experiments.kept_path(plan.name) for plan in _experiments_of(name, "paper")]
+    return {path.name: results.attributes(path)["sha256"] for path in paths if path.exists()}
 
 
 def _experiments_of(name: str, profile: str, own: bool = False) -> list[experiments.Plan]:

@@ -190,6 +190,21 @@ def plot_dynamics(
 # ---------------------------------------------------------------- tables: one row per run
 
 
+def plot_published(curves: pd.DataFrame, quantity: str, ax: Axes | None = None) -> Axes:
+    """Shade what published curves cover, one band per learning rate, against the epoch.
+
+    `curves`: a table as `results.published("lobacheva2021_figure2")`.
+    """
+    ax = plt.gca() if ax is None else ax
+    of = colors(curves.learning_rate.unique())
+    for lr, part in curves[curves.quantity == quantity].groupby("learning_rate"):
+        low, high = part.column_low, part.column_high
+        ax.fill_between(part.epoch, low, high, color=of[lr], alpha=0.3, lw=0)
+    ax.set(yscale="log", xlabel="epoch")
+    plain_numbers(ax)
+    return ax
+
+
 def plot_groups(
     table: pd.DataFrame,
     x: str,

@@ -80,6 +80,7 @@ def circle_orbit(
 
 # ---------------------------------------------------------------- toy B: a sphere
 
+BLOCK = 1024  # steps of the sphere toy whose batches are drawn, and whose losses measured, at once
 POINT_STREAM, BATCH_STREAM, START_STREAM = 1, 2, 3  # what random numbers are used for
 
 
@@ -217,12 +218,13 @@ class SphereToy:
         u = _on_sphere(height, 2 * np.pi * random_numbers(seed, START_STREAM, 1))
         return u * np.sqrt(self.learning_rate / self.elr_start)[:, None]
 
-    def batches(self, step: int) -> np.ndarray:
-        """Return the points of one step, shape (runs, largest batch)."""
-        size = int(self._columns["batch"].max())
-        seed, counter = self._columns["seed"][:, None], step * self.points + np.arange(size)
-        drawn = random_numbers(seed, BATCH_STREAM, counter)
-        return (drawn * self.points).astype(int)
+    def _batches(self, first: int, steps: int) -> np.ndarray:
+        """Return the points of `steps` steps from `first` on, (runs, steps, largest batch)."""
+        batch, place = self._columns["batch"], np.arange(int(self._columns["batch"].max()))
+        counter = (first + np.arange(steps)[:, None]) * self.points + place
+        drawn = random_numbers(self._columns["seed"][:, None], BATCH_STREAM, counter.ravel())
+        index = (drawn * self.points).astype(int).reshape(len(batch), *counter.shape)
+        return np.where((batch == self.points)[:, None, None], place, index)
 
     def losses(self, direction: np.ndarray) -> np.ndarray:
         """Return the first run's loss on all points at unit vectors (..., 3), for a map."""
@@ -272,37 +274,56 @@ class SphereToy:
         `weight_norm`, `elr`, `grad_norm`, `eff_grad_norm` (of the batch), `angular_update`;
         `direction` (run, step, axis). Coordinates of `run`: the parameters, `lr`, `weight_decay`.
         """
-        column = self._columns
-        place = np.arange(int(column["batch"].max()))
-        used = place < column["batch"][:, None]  # (runs, largest batch)
-        whole = (column["batch"] == self.points)[:, None]
-        eta = self.learning_rate[:, None]
+        weights = np.empty((steps + 1, *self.start.shape), self.dtype)
+        weights[0] = self.start
+        blocks = [
+            self._block(weights[first : first + BLOCK + 1], first)
+            for first in range(0, steps, BLOCK)
+        ]
+        kept = {
+            name: np.concatenate([one[name] for one in blocks], axis=1, dtype=float)
+            for name in blocks[0]
+        }
+        return self._dataset(weights.astype(float), kept)
+
+    @cached_property
+    def _law(self) -> tuple[np.ndarray, ...]:
+        """What every step uses, in the dtype of the steps: points (runs, points, 3), eta, the
+        factor of weight decay, the weight of each point of a batch, gain, epsilon (runs, ...).
+        """
+        column, eta = self._columns, self.learning_rate[:, None]
         shrink = 1 - eta * self.weight_decay if self.lr is None else np.ones_like(eta)
-        weight = np.where(used, 1 / column["batch"][:, None], 0.0)
-        exact = (self.x, self.start, eta, shrink, weight, column["gain"][:, None], column["eps"])
-        x, w, eta, shrink, weight, gain, eps = (np.asarray(value, self.dtype) for value in exact)
-        row = np.arange(len(w))[:, None]
-        measured = ("train_loss", "batch_loss", "grad_norm")
-        kept = {name: np.empty((len(w), steps)) for name in measured}
-        weights = np.empty((steps + 1, len(w), 3))
-        for t in range(steps):
-            weights[t] = w
-            index = self.batches(t)
-            index = np.where(whole, np.arange(index.shape[1]), index)
+        used = np.arange(int(column["batch"].max())) < column["batch"][:, None]
+        weight = np.where(used, 1 / column["batch"][:, None], 0.0)  # (runs, largest batch)
+        exact = (self.x, eta, shrink, weight, column["gain"][:, None], column["eps"])
+        return tuple(np.asarray(value, self.dtype) for value in exact)
+
+    def _block(self, weights: np.ndarray, first: int) -> dict[str, np.ndarray]:
+        """Fill `weights` (steps + 1, runs, 3) from its first row on; return what was measured,
+        (runs, steps).
+
+        Only what a step needs of the one before is done step by step.
+        """
+        x, eta, shrink, weight, gain, eps = self._law
+        steps = len(weights) - 1
+        index = self._batches(first, steps)  # (runs, steps, largest batch)
+        chosen = x[np.arange(len(x))[:, None, None], index]  # (runs, steps, largest batch, 3)
+        directions, gradients = np.empty((2, steps, *weights.shape[1:]), weights.dtype)
+        for t, w in enumerate(weights[:-1]):
             scale = np.sqrt(np.einsum("ra,ra->r", w, w) + eps)[:, None]
             u = w / scale
-            score = gain * np.einsum("rpa,ra->rp", x, u)  # (runs, points)
-            loss = np.logaddexp(0, -score)
-            miss = weight / (1 + np.exp(score[row, index]))
+            miss = weight / (1 + np.exp(gain * np.einsum("rba,ra->rb", chosen[:, t], u)))
             # minus the gradient on the sphere
-            downhill = gain * np.einsum("rb,rba->ra", miss, x[row, index])
+            downhill = gain * np.einsum("rb,rba->ra", miss, chosen[:, t])
             gradient = (u * np.einsum("ra,ra->r", u, downhill)[:, None] - downhill) / scale
-            kept["train_loss"][:, t] = loss.mean(1)
-            kept["batch_loss"][:, t] = (weight * loss[row, index]).sum(1)
-            kept["grad_norm"][:, t] = np.sqrt(np.einsum("ra,ra->r", gradient, gradient))
-            w = shrink * w - eta * gradient
-        weights[steps] = w
-        return self._dataset(weights, kept)
+            directions[t], gradients[t] = u, gradient
+            weights[t + 1] = shrink * w - eta * gradient
+        loss = np.logaddexp(0, -gain[..., None] * np.einsum("rpa,tra->rtp", x, directions))
+        return {
+            "train_loss": loss.mean(-1),
+            "batch_loss": (weight[:, None] * np.take_along_axis(loss, index, axis=2)).sum(-1),
+            "grad_norm": np.sqrt(np.einsum("tra,tra->rt", gradients, gradients)),
+        }
 
     def _dataset(self, weights: np.ndarray, kept: dict[str, np.ndarray]) -> xr.Dataset:
         norm = np.linalg.norm(weights, axis=-1)  # (steps + 1, runs)

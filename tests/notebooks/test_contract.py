@@ -58,8 +58,12 @@ class TestChapter:
         assert checked == {claim for claim, entry in claims.declared().items() if entry["chapter"] == name}
 
     def test_runs_the_experiments_declared_for_it(self, name):
-        used = set(re.findall(r'run_(?:experiment|variants)\(\s*"(\w+)"', text(name, "code")))
+        code = text(name, "code")
+        used = set(re.findall(r'run_(?:experiment|variants)\(\s*"(\w+)"', code))
         declared = {key: entry for key, entry in experiments.declared().items() if "part_of" not in entry}
+        kept = {key for key, entry in declared.items() if kept_only(entry)}
+        assert all((f'"{key}"' in code) == (declared[key]["chapter"] == name) for key in kept)
+        declared = {key: entry for key, entry in declared.items() if key not in kept}
         readers = {key: {entry["chapter"], *entry.get("also", ())} for key, entry in declared.items()}
         assert used == {key for key, chapters in readers.items() if name in chapters}
 
@@ -86,13 +90,18 @@ def solutions(name):
     return [cell for cell in cells(name, "code") if "solution" in cell["metadata"].get("tags", [])]
 
 
-def test_every_experiment_has_a_chapter_and_a_smoke_and_a_classroom_profile():
+def test_every_experiment_has_a_chapter_and_a_smoke_and_a_classroom_profile_or_is_kept():
+    """What is trained at the paper's scale only is read from data/results/paper."""
     for name, entry in experiments.declared().items():
         assert entry["chapter"] in CHAPTERS
         assert entry["question"].strip()
-        for profile in ("smoke", "classroom"):
+        for profile in ("paper",) if kept_only(entry) else ("smoke", "classroom"):
             plan = experiments.plan(name, profile)
             assert plan.minutes > 0
+
+
+def kept_only(entry):
+    return set(entry["profiles"]) == {"paper"}
 
 
 def test_every_chapter_is_in_the_table_of_contents():

@@ -50,7 +50,7 @@ def test_toy_b_moves_as_torch_says():
     w = torch.tensor(toy.start[0], requires_grad=True)
     for t in range(30):
         assert float(w.detach().norm()) == pytest.approx(orbit.weight_norm.values[0, t], rel=1e-9)
-        score = 30.0 * x[toy.batches(t)[0]] @ w / (w @ w + 0.3).sqrt()
+        score = 30.0 * x[toy._batches(t, 1)[0, 0]] @ w / (w @ w + 0.3).sqrt()
         (gradient,) = torch.autograd.grad(torch.nn.functional.softplus(-score).mean(), w)
         assert float(gradient.norm()) == pytest.approx(orbit.grad_norm.values[0, t], rel=1e-9)
         with torch.no_grad():

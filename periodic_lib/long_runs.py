@@ -1,0 +1,120 @@
+"""Long runs, judged by epochs: steadiness, loss against intrinsic time, where in an epoch they
+break.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from numpy.typing import ArrayLike
+from scipy.stats import binomtest
+
+
+def departure(values: ArrayLike) -> float:
+    """Return the largest distance of values from their median, relative to it: max |x / m - 1|.
+
+    >>> round(departure([9.0, 10.0, 10.0, 12.0]), 12)
+    0.2
+    """
+    values = np.asarray(values, float)
+    return float(np.abs(values / np.median(values) - 1).max())
+
+
+def steps_after(starts: ArrayLike, batch: int, steps_per_epoch: int) -> np.ndarray:
+    """Return how many steps after the last `batch` (its place in an epoch, from 0) starts come.
+
+    >>> steps_after([390, 391, 780, 781], batch=390, steps_per_epoch=391).tolist()
+    [0, 1, 390, 0]
+    """
+    return (np.asarray(starts, int) - batch) % steps_per_epoch
+
+
+@dataclass(frozen=True)
+class Excess:
+    """How many of `total` events lie where chance puts a share of `expected`: `found` of them, and
+    the probability `p` of as many or more (one-sided binomial test).
+    """
+
+    found: int
+    total: int
+    expected: float
+    p: float
+
+
+def excess(hits: Iterable[bool], expected: float) -> Excess:
+    """Return how many events are hits, against a share of `expected` by chance.
+
+    The p of no events at all is 1.
+
+    >>> excess([True, True, True, False], expected=0.5).p
+    0.3125
+    """
+    hits = list(map(bool, hits))
+    if not hits:
+        return Excess(0, 0, expected, 1.0)
+    p = binomtest(sum(hits), len(hits), expected, alternative="greater").pvalue
+    return Excess(sum(hits), len(hits), expected, float(p))
+
+
+def loss_times(epochs: xr.Dataset, breaks: Iterable[float]) -> list[float]:
+    """Return the median of loss times intrinsic time, L tau, of each complete stretch of one run.
+
+    A stretch is from the start, or from a break, to the next break; tau is the sum of the effective
+    learning rates since it began. The median is over the epochs from a third of it to its end:
+    L tau is constant there where the loss falls as 1 / tau (`theory.intrinsic_time`).
+
+    Parameters
+    ----------
+    epochs : one run as `recording.thin` returns it, a row an epoch (`covers` steps).
+    breaks : steps at which it breaks.
+
+    >>> tau = np.arange(1.0, 9.0)
+    >>> rows = {"train_loss_median": ("step", 3 / tau), "elr": ("step", np.full(8, 0.1))}
+    >>> rows["covers"] = "step", np.full(8, 10)
+    >>> [round(value, 6) for value in loss_times(xr.Dataset(rows, {"step": 10 * tau - 10}), [80])]
+    [3.0]
+    """
+    step, found, first = epochs.step.values, [], 0.0
+    for last in sorted(breaks):
+        inside = (step >= first) & (step + epochs.covers.values <= last)
+        tau = np.cumsum(np.where(inside, epochs.elr.values * epochs.covers.values, 0.0))
+        late = inside & (step >= first + (last - first) / 3)
+        if late.any():
+            found.append(float(np.median((epochs.train_loss_median.values * tau)[late])))
+        first = last
+    return found
+
+
+def beside(
+    curves: pd.DataFrame, epochs: Mapping[float, xr.Dataset], names: Mapping[str, str]
+) -> pd.DataFrame:
+    """Return the published values of curves with ours at the same epochs, in a column `ours`.
+
+    Parameters
+    ----------
+    curves : `learning_rate`, `quantity`, `epoch`, and columns that are kept as they are.
+    epochs : learning rate -> one run as `recording.thin` returns it, a row an epoch; the mean over
+        an epoch stands at its middle.
+    names : quantity of `curves` -> variable of a result.
+
+    Rows without a value of ours are left out.
+
+    >>> rows = {"train_loss": ("step", [4.0, 2.0])}
+    >>> ours = xr.Dataset(rows, {"step": [0, 10]}, {"steps_per_epoch": 10})
+    >>> read = {"learning_rate": 0.1, "quantity": "loss", "epoch": [1.0, 9.0]}
+    >>> beside(pd.DataFrame(read), {0.1: ours}, {"loss": "train_loss"}).ours.tolist()
+    [3.0]
+    """
+    parts = []
+    for (rate, quantity), part in curves.groupby(["learning_rate", "quantity"]):
+        if rate in epochs and quantity in names:
+            run = epochs[rate]
+            middle = run.step.values / run.attrs["steps_per_epoch"] + 0.5
+            values = run[names[quantity]].values
+            ours = np.interp(part.epoch, middle, values, left=np.nan, right=np.nan)
+            parts.append(part.assign(ours=ours))
+    return pd.concat(parts, ignore_index=True).dropna(subset="ours")
