@@ -6,7 +6,7 @@ Same learning rate, same colour, everywhere; the words on axes are the glossary'
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -152,11 +152,14 @@ def shade_phases(
 # ---------------------------------------------------------------- the plane, and the main figure
 
 
-def plot_phase_diagram(results: xr.Dataset, ax: Axes | None = None) -> Axes:
+def plot_phase_diagram(
+    results: xr.Dataset, ax: Axes | None = None, of: Mapping[float, str] | None = None
+) -> Axes:
     """Plot effective gradient norm against effective learning rate, one path per learning rate.
 
     Of the lowest seed. The dashed line of the same colour is the balance (`theory.balance_line`):
     above it the norm grows and the run moves left, below it the norm shrinks and it moves right.
+    `of`: learning rate -> colour, where several results share a figure.
     """
     ax = plt.gca() if ax is None else ax
     elr, gradient = windowed(results, "elr"), windowed(results, "eff_grad_norm")
@@ -164,12 +167,15 @@ def plot_phase_diagram(results: xr.Dataset, ax: Axes | None = None) -> Axes:
     span = np.array([elr[first].min(), elr[first].max()])
     for run in np.flatnonzero(first):
         lr, wd = float(results.lr[run]), float(results.weight_decay[run])
-        color = _color(results, lr)
+        color = of[lr] if of else _color(results, lr)
         ax.plot(elr[run], gradient[run], color=color, lw=0.8, alpha=0.8)
         ax.plot(elr[run, -1], gradient[run, -1], "o", color=color, ms=6, mec="white", zorder=4)
         ax.plot(span, theory.balance_line(span, lr, wd), "--", color=color, lw=1)
     ax.set(xlabel=label("elr"), ylabel=label("eff_grad_norm"), xscale="log", yscale="log")
-    ax.set_ylim(float(gradient[first].min()) / 2, float(gradient[first].max()) * 2)
+    drawn = [
+        value for line in ax.lines if line.get_linestyle() == "-" for value in line.get_ydata()
+    ]
+    ax.set_ylim(min(drawn) / 2, max(drawn) * 2)
     return ax
 
 

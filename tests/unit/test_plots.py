@@ -3,7 +3,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from periodic_lib import Record, Setup, grid, periods, plots, train
+from periodic_lib import Record, Setup, grid, periods, plots, results, train
 
 
 @pytest.fixture(scope="module")
@@ -205,3 +205,13 @@ def test_the_map_names_any_coordinate_by_the_glossary(dataset):
     regimes = dataset.train_loss.isel(step=0, drop=True).copy(data=np.array(["periodic"] * 4, dtype=object))
     sheared = regimes.assign_coords(lr_wd=regimes.lr * regimes.weight_decay)
     assert plots.plot_regimes(sheared, x="lr_wd").get_xlabel() == "learning rate × weight decay"
+
+
+def test_published_curves_are_bands_and_phase_diagrams_share_colours(dataset):
+    curves = results.published("lobacheva2021_figure2")
+    ax = plots.plot_published(curves, "si_weight_norm", plt.figure().gca())
+    assert len(ax.collections) == curves[curves.quantity == "si_weight_norm"].learning_rate.nunique()
+    assert ax.get_yscale() == "log"
+    of = {float(lr): color for lr, color in zip(np.unique(dataset.lr), ("C3", "C4", "C5"), strict=False)}
+    ax = plots.plot_phase_diagram(dataset, plt.figure().gca(), of)
+    assert {line.get_color() for line in ax.lines} <= set(of.values())
