@@ -59,6 +59,12 @@ TERMS = {
     "angular_update": Term(
         "angular update", "the angle between the scale-invariant weights before and after a step", r"\alpha", "radians"
     ),
+    "window_budget": Term(
+        "window budget",
+        "the share of what weight decay takes from the squared norm that growth gives back, within a window in which "
+        "weight decay takes a tenth: near 1 if the norm holds (equilibrium), near 0 while it decays freely",
+        "b", "1",
+    ),
     "radial_cosine": Term(
         "radial cosine",
         "the cosine between the gradient and the scale-invariant weights: 0 where the invariance is exact, so that "

@@ -19,6 +19,7 @@ from periodic_lib.periods import (
 )
 
 EQUILIBRIUM_SHARE = 1 / 2  # of the growth that would balance weight decay
+WINDOW = 0.1  # of ln rho^2: what weight decay takes in the window of the budget
 GUESSING_SHARE = 9 / 10  # of guessing's error
 ALWAYS_SHOWN = ("lr", "weight_decay", "init_seed")  # in the run table; others if they vary
 
@@ -49,7 +50,7 @@ def classify_regime(results: xr.Dataset) -> xr.DataArray:
     the factor that counts, and what the eye calls periods is "equilibrium"; and where a high loss
     looks like guessing, but the error says that the network tells more than that.
     """
-    return _along_runs(_judge(results)["regime"], results)
+    return _along_runs(_judge(results)["regime"].to_numpy(str), results, "regime")
 
 
 def _judge(results: xr.Dataset) -> pd.DataFrame:
@@ -109,9 +110,52 @@ def _growth_over_decay(results: xr.Dataset) -> xr.DataArray:
         return 1 + 2 * np.log(growth) / decay
 
 
-def _along_runs(values: Sequence, results: xr.Dataset) -> xr.DataArray:
-    places = results.train_loss.isel(step=0, drop=True).coords
-    return xr.DataArray(np.asarray(values, str), places, "run", name="regime")
+def window_budget(results: xr.Dataset, span: float = WINDOW) -> xr.DataArray:
+    r"""Return b, (run,): does the norm hold while weight decay takes a tenth of its square?
+
+    b = median over t of 1 + (ln rho^2(t') - ln rho^2(t)) / (D(t') - D(t)),
+    D(t) = -sum_{s<t} 2 ln(1 - eta_s lambda / (1 - mu)),
+    over the second half of the record (`late`), with t' the first record by which weight decay
+    alone would have taken `span` from ln rho^2. Near 1 in equilibrium, whatever the noise of single
+    steps; near 0 while the norm decays freely, for most of a period therefore. Only the norm is
+    needed, and it may be recorded now and then.
+
+    A record in which weight decay takes less than twice the span is judged over half of itself. nan
+    where weight decay does not set the pace: without it, at a fixed norm, and in Adam's gradient.
+
+    >>> norm, zero = 3 * 0.999 ** np.arange(1000), ("run", [0.0])
+    >>> free = xr.Dataset({"weight_norm": (("run", "step"), [norm])}, {"step": np.arange(1000)})
+    >>> free = free.assign(elr=0.1 / free.weight_norm**2).assign_coords(momentum=zero)
+    >>> abs(float(window_budget(free.assign_coords(weight_decay=("run", [0.01])))[0])) < 1e-9
+    True
+    """
+    setup = json.loads(results.attrs.get("setup", "{}"))
+    paced = setup.get("optimizer") != "adam" and setup.get("fixed_norm") is None
+    second, budgets = late(results), np.full(results.sizes["run"], np.nan)
+    momentum = results.get("momentum", xr.zeros_like(results.weight_decay))
+    for run in range(results.sizes["run"]) if paced else ():
+        one = second.isel(run=run)
+        rate = one.elr * one.weight_norm**2 * one.weight_decay / (1 - momentum[run])
+        budgets[run] = _budget(one.weight_norm.values, rate.values, one.step.values, span)
+    return _along_runs(budgets, results, "window_budget")
+
+
+def _budget(norm: np.ndarray, rate: np.ndarray, steps: np.ndarray, span: float) -> float:
+    """Return the window budget of one run; `rate`: eta lambda / (1 - mu) of every record."""
+    if not (np.isfinite(norm).all() and ((rate > 0) & (rate < 1)).all()):
+        return np.nan
+    taken = np.append(0, np.cumsum(-2 * np.log1p(-rate[:-1]) * np.diff(steps)))
+    span = min(span, taken[-1] / 2)
+    after = np.searchsorted(taken, taken + span * (1 - 1e-9))
+    inside = np.flatnonzero(after < len(taken))
+    after, level = after[inside], 2 * np.log(norm)
+    return float(np.median(1 + (level[after] - level[inside]) / (taken[after] - taken[inside])))
+
+
+def _along_runs(values: Sequence, results: xr.Dataset, name: str) -> xr.DataArray:
+    """Return one value for every run, with the coordinates of the runs."""
+    places = {key: one for key, one in results.coords.items() if one.dims == ("run",)}
+    return xr.DataArray(np.asarray(values), places, "run", name=name)
 
 
 # ---------------------------------------------------------------- the run table
@@ -133,7 +177,8 @@ def summarize(results: xr.Dataset) -> pd.DataFrame:
       nan without a complete one);
     - `late_loss`, `late_norm`, `late_elr`: medians of training loss, weight norm and effective
       learning rate over the second half of the record (`late`);
-    - `balance`: that of the squared balance ratio;
+    - `balance`: that of the squared balance ratio; `window_budget`, how much of what weight decay
+      takes the norm gets back within a window (`window_budget`);
     - where evaluated `train_loss_full`, `train_error`, `test_error`, at the end.
 
     The balance holds for SGD without momentum: else regime is "–", margin and balance are nan.
@@ -152,6 +197,7 @@ def summarize(results: xr.Dataset) -> pd.DataFrame:
         table[f"late_{short}"] = second[name].median("step").values
     balance = np.square(balance_ratio(second)).median("step").values
     table["balance"] = pd.Series(balance, runs).where(plain)
+    table["window_budget"] = window_budget(results).values
     for name in ("train_loss_full", "train_error", "test_error"):
         if name in results:
             table[name] = results[name].isel(eval_step=-1).values

@@ -16,7 +16,7 @@ from periodic_lib.periods import (
     late,
 )
 from periodic_lib.project import ConfigError
-from periodic_lib.regimes import GUESSING_SHARE, classify_regime, summarize
+from periodic_lib.regimes import GUESSING_SHARE, classify_regime, summarize, window_budget
 
 T = np.arange(2000)
 
@@ -361,7 +361,7 @@ def test_the_run_table_has_a_row_per_run():
     assert table.late_elr[10] == pytest.approx(0.1 * np.exp(0.002 * 1499.5))
     assert table.balance[10] == pytest.approx(1e-4)
     shown = ["lr", "weight_decay", "init_seed", "lr_wd", "regime", "margin", "destabilizations", "median_period"]
-    assert table.columns.tolist() == [*shown, "late_loss", "late_norm", "late_elr", "balance"]
+    assert table.columns.tolist() == [*shown, "late_loss", "late_norm", "late_elr", "balance", "window_budget"]
 
 
 def test_the_run_table_shows_parameters_that_vary_and_evaluations():
@@ -465,3 +465,57 @@ def test_minima_need_evaluations_and_may_be_none():
     assert find_minima(data.sel(run=[4])).empty
     with pytest.raises(ConfigError, match="`results` must have evaluations"):
         find_minima(data.drop_dims("eval_step"))
+
+
+# ---------------------------------------------------------------- the window budget
+
+
+def recorded(norm, lr=0.1, weight_decay=1e-2, momentum=0.0, every=1, **setup):
+    """A run of this norm at every step, of which every so many are recorded."""
+    norm = np.asarray(norm, float)[None, ::every]
+    coordinates = {"run": [0], "step": every * np.arange(norm.shape[1])}
+    coordinates |= {"lr": ("run", [lr]), "weight_decay": ("run", [weight_decay]), "momentum": ("run", [momentum])}
+    data = xr.Dataset({"weight_norm": (("run", "step"), norm)}, coordinates)
+    return data.assign(elr=data.lr / data.weight_norm**2).assign_attrs(setup=json.dumps(setup))
+
+
+def norms(lr_wd, eff_grad_norms, start=1.0):
+    """The exact recursion of the squared norm."""
+    square = [start**2]
+    for g in eff_grad_norms:
+        square.append((1 - lr_wd) ** 2 * square[-1] + (0.1 * g) ** 2 / square[-1])
+    return np.sqrt(square)
+
+
+def test_the_window_budget_is_one_in_equilibrium_whatever_the_noise_and_zero_in_free_decay():
+    rng = np.random.default_rng(0)
+    steady = norms(1e-3, np.full(6000, 1.0), start=theory.equilibrium_norm(0.1, 1e-2, 1.0))
+    assert window_budget(recorded(steady)).item() == pytest.approx(1, abs=1e-9)
+    heavy = rng.lognormal(0, 0.9, 20_000)  # few steps pay for most of it
+    noisy = norms(1e-3, heavy, start=1.5)
+    paid = np.square(0.1 * heavy / noisy[:-1] ** 2) / 2e-3  # of what weight decay takes, step by step
+    assert np.median(paid) < 0.35
+    assert window_budget(recorded(noisy)).item() == pytest.approx(0.9, abs=0.1)
+    assert window_budget(recorded(norms(1e-3, np.zeros(3000)))).item() == pytest.approx(0, abs=1e-12)
+    saw = norms(1e-3, np.where(np.arange(6000) % 700 < 690, 0.0, 3.0))  # a period: mostly free decay
+    assert window_budget(recorded(saw)).item() == pytest.approx(0, abs=1e-9)
+
+
+def test_the_window_budget_of_a_sparse_record_of_momentum_and_of_a_schedule_is_the_same():
+    g = 1 + 0.3 * np.sin(np.arange(20_000) / 3000)
+    norm = norms(1e-3, g)
+    every_step = window_budget(recorded(norm)).item()
+    assert window_budget(recorded(norm, every=20)).item() == pytest.approx(every_step, abs=0.02)
+    same = recorded(norm, weight_decay=1e-3, momentum=0.9)  # decays at lr wd / (1 - momentum)
+    assert window_budget(same).item() == pytest.approx(every_step, abs=1e-9)
+    free = recorded(norms(5e-4, np.zeros(3000)))
+    assert window_budget(free).item() == pytest.approx(0.5, abs=1e-3)
+    halved = free.assign(elr=free.elr / 2)  # what a schedule does to the learning rate
+    assert window_budget(halved).item() == pytest.approx(0, abs=1e-9)
+
+
+def test_no_window_budget_where_weight_decay_sets_no_pace():
+    norm = np.full(100, 2.0)
+    for data in (recorded(norm, weight_decay=0.0), recorded(norm, fixed_norm=2.0), recorded(norm, optimizer="adam")):
+        assert np.isnan(window_budget(data).item())
+    assert window_budget(recorded(norm, optimizer="adamw")).item() == 1
