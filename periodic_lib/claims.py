@@ -19,12 +19,18 @@ from periodic_lib.project import ConfigError, folder, read_yaml, root, write_who
 if TYPE_CHECKING:
     import pandas as pd
 
-VERDICTS = ("holds", "partly", "does not hold", "not tested")
+VERDICTS = ("holds", "mostly holds", "mixed", "mostly fails", "fails", "not tested")
+MOSTLY = 0.8  # of the outcomes
+FEW = 5  # fewer outcomes say little
+KINDS = ("measured", "predicted", "definition", "identity", "withdrawn")
+COUNTED = ("measured", "predicted")  # kinds that are findings
 TOPICS = ("mechanism", "conditions", "presumptions", "practice", "scale")
 CLAIM_KEYS = (
-    "chapter", "topic", "statement", "source", "setting", "paper_value", "rule", "verdict",
+    "chapter", "topic", "kind", "fixed", "statement", "source", "setting", "paper_value", "rule",
+    "verdict",
 )  # fmt: skip
 LIMITS = "limits"  # optional key: name -> number of the rule, which quotes it as {name}
+NOTE = "note"  # optional key: what a reader must know to weigh the claim
 STABILITY_COLUMNS = ("claim", "shift", "verdict")
 NOT_TESTED = {"verdict": "not tested", "outcomes": {}, "measured": "", "paper_scale": "not run"}
 
@@ -51,12 +57,13 @@ def declared() -> dict[str, dict]:
 def _checked_entry(claim: str, entry: Mapping) -> dict:
     if not isinstance(entry, Mapping):
         raise ConfigError(f"{file()}: claim {claim!r} must be a mapping; got {entry!r}.")
-    known_names(f"key of claim {claim!r} in {file().name}", entry, (*CLAIM_KEYS, LIMITS))
+    known_names(f"key of claim {claim!r} in {file().name}", entry, (*CLAIM_KEYS, LIMITS, NOTE))
     missing = [key for key in CLAIM_KEYS if key not in entry]
     if missing:
         keys = ", ".join(CLAIM_KEYS)
         raise ConfigError(f"{file()}: claim {claim!r} must have {keys}; {missing} missing.")
     one_of(f"topic of claim {claim}", entry["topic"], TOPICS)
+    one_of(f"kind of claim {claim}", entry["kind"], KINDS)
     one_of(f"verdict of claim {claim}", entry["verdict"], VERDICTS)
     limits = _checked_limits(claim, entry.get(LIMITS) or {})
     return {**entry, LIMITS: limits, "rule": _filled(claim, str(entry["rule"]), limits)}
@@ -98,19 +105,34 @@ def _filled(claim: str, rule: str, limits: Mapping[str, float]) -> str:
 
 
 def verdict(outcomes: Mapping[str, bool]) -> str:
-    """Return "holds" if every outcome is true, "does not hold" if none is, else "partly".
+    """Return "holds" if every outcome is true, "fails" if none is; "mostly holds" from 80 % on,
+    "mostly fails" below 20 %, else "mixed".
 
     Raises
     ------
     ConfigError : if there is no outcome: there is one per seed or run.
 
     >>> verdict({"seed 0": True, "seed 1": False})
-    'partly'
+    'mixed'
     """
     if not outcomes:
         raise ConfigError("`outcomes` must have at least one entry, one per seed or run; got none.")
-    true = sum(map(bool, outcomes.values()))
-    return "holds" if true == len(outcomes) else "partly" if true else "does not hold"
+    part = sum(map(bool, outcomes.values())) / len(outcomes)
+    if part in (0, 1):
+        return "holds" if part else "fails"
+    return "mostly holds" if part >= MOSTLY else "mostly fails" if part < 1 - MOSTLY else "mixed"
+
+
+def wilson(true: int, of: int) -> tuple[float, float]:
+    """Return the 95 % confidence interval of a share, `true` of `of` (Wilson 1927).
+
+    >>> [round(end, 2) for end in wilson(5, 5)]
+    [0.57, 1.0]
+    """
+    from scipy.stats import binomtest
+
+    found = binomtest(true, of).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
 
 
 @dataclass(frozen=True)
@@ -202,18 +224,28 @@ def changed(records: Mapping[str, dict]) -> list[str]:
 
 
 def share(found: Mapping) -> str:
-    """Return how many outcomes of a claim were true, as "k of n"."""
-    outcomes = found["outcomes"].values()
-    return f"{sum(outcomes)} of {len(outcomes)}"
+    """Return how many outcomes of a claim were true, with the 95 % interval of their share.
+
+    As "4 of 5, 38% to 96%"; with "few" before it where there are fewer than five.
+    """
+    true, of = sum(found["outcomes"].values()), len(found["outcomes"])
+    if not of:
+        return "none"
+    low, high = wilson(true, of)
+    few = "few: " if of < FEW else ""
+    return f"{few}{true} of {of}, {low:.0%} to {high:.0%}"
 
 
 def table(records: Mapping[str, dict]) -> list[dict[str, str]]:
-    """Return one row of text per claim: claim, topic, chapter, verdict, acknowledged, measured."""
+    """Return one row of text per claim: claim, topic, kind, chapter, verdict, acknowledged,
+    measured.
+    """
     entries = declared()
     return [
         {
             "claim": claim,
             "topic": entries[claim]["topic"],
+            "kind": entries[claim]["kind"],
             "chapter": entries[claim]["chapter"],
             "verdict": f"{found['verdict']} ({share(found)})",
             "acknowledged": entries[claim]["verdict"],

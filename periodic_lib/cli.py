@@ -234,7 +234,7 @@ def _claims(options: argparse.Namespace) -> int:
     if options.save_stability:
         print(claims.save_stability(_shift(), records))
         return 0
-    columns = ("claim", "verdict", "acknowledged", "measured")
+    columns = ("claim", "kind", "verdict", "acknowledged", "measured")
     print("\n".join(aligned([row[column] for column in columns] for row in claims.table(records))))
     return 0
 

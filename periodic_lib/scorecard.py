@@ -18,14 +18,25 @@ def page(records: Mapping[str, dict]) -> str:
     ConfigError : if a chapter that ran did not check a claim declared for it.
     """
     found = claims.checked(records)
-    verdicts = [one["verdict"] for one in found.values()]
-    counts = {word: verdicts.count(word) for word in claims.VERDICTS if word in verdicts}
     stayed = claims.stayed(found) if len(claims.stability()) else {}
     return PAGE.format(
-        summary=", ".join(f"{word}: {count}" for word, count in counts.items()),
+        counts=_counts(found),
         seeds=SEEDS if stayed else "",
         sections="\n".join(_section(topic, found, stayed) for topic in claims.TOPICS),
     )
+
+
+def _counts(found: Mapping[str, dict]) -> str:
+    """Return the table of verdicts by kind."""
+    entries, words = claims.declared(), [one["verdict"] for one in found.values()]
+    shown = [word for word in claims.VERDICTS if word in words]
+    rows = [["Kind", *(word.capitalize() for word in shown)]]
+    for kind in claims.KINDS:
+        mine = [one["verdict"] for claim, one in found.items() if entries[claim]["kind"] == kind]
+        if mine:
+            rows.append([kind.capitalize(), *(str(mine.count(word)) for word in shown)])
+    widths = " ".join(["20", *["12"] * len(shown)])
+    return TABLE.format(widths=widths, rows=_list_table(rows))
 
 
 def _section(topic: str, found: Mapping[str, dict], stayed: Mapping[str, str]) -> str:
@@ -55,10 +66,12 @@ def _row(claim: str, entry: Mapping, found: Mapping) -> list[str]:
     """Return what is claimed, the published value, what was measured, and the verdict."""
     scale = found["paper_scale"]
     at_scale = "" if scale == "not run" else f" At the paper's scale: {scale}"
+    note = f" {entry[claims.NOTE].strip()}" if claims.NOTE in entry else ""
     mark = f" ⚠ acknowledged: {entry['verdict']}" if claims.differs(entry, found) else ""
     return [
         f"[{claim}]({entry['chapter']}.ipynb): {entry['statement'].strip()} "
-        f"*Setting: {entry['setting'].strip()}. Rule: {entry['rule'].strip()}.*",
+        f"*{entry['kind'].capitalize()}. Setting: {entry['setting'].strip()}. Rule: "
+        f"{entry['rule'].strip()}. Fixed: {entry['fixed'].strip()}.*" + note,
         f"{entry['paper_value']} ({entry['source']})",
         found["measured"] + at_scale,
         f"**{found['verdict']}** ({claims.share(found)}){mark}",
@@ -69,26 +82,39 @@ HEAD = ["Claim, setting and rule", "Published value", "Measured here", "Verdict"
 WIDTHS = "42 20 26 12"
 SEEDS_HEAD = "Same with other seeds"
 SEEDS_WIDTHS = "38 19 23 11 9"
-SECTION = """
-## {topic}
-
+TABLE = """
 ```{{list-table}}
 :header-rows: 1
 :widths: {widths}
 {rows}
 ```
 """
+SECTION = (
+    """
+## {topic}
+"""
+    + TABLE
+)
 SEEDS = """
 The last column says how often the acknowledged verdict came out again when all seeds were replaced
 by others.
 """
 PAGE = """# Scorecard
 
-Every claim that a chapter tests, with what was measured when this book was built: {summary}. A
-verdict follows from its rule alone: *holds* if every seed (or run) meets the rule, *does not
-hold* if none does, *partly* otherwise. Rules are fixed in advance, in `data/claims/claims.yml`; a
-claim that fails is shown as failed. The verdicts stand in that file, too: where this build
-measured another one, as another processor may, the row is marked ⚠ and says which verdict was
+Every claim that a chapter tests, with what was measured when this book was built. Only two kinds
+are findings: *measured*, what could have come out otherwise, and *predicted*, whose rule was
+written down before the runs that judge it. A *definition* follows, or nearly, from how its words
+are defined; an *identity* is a theorem or a check of the code, and can fail only by a bug;
+*withdrawn* are claims whose rule turned out to test something else: their rows say what.
+
+{counts}
+
+A verdict follows from its rule alone: *holds* if every outcome (a seed, a run, a value) meets the
+rule, *fails* if none does; *mostly holds* from 80 % on, *mostly fails* below 20 %, *mixed*
+between. Beside it stand how many did, and the 95 % interval of their share (Wilson): five of five
+leave room for 57 %. A claim that fails is shown as failed. Rules stand in
+`data/claims/claims.yml`, with when they were fixed, and so do verdicts: where this build measured
+another one, as another processor may, the row is marked ⚠ and says which verdict was
 acknowledged. What was measured at the paper's scale is added where a result is kept; so far
 everything here was measured at the `classroom` scale. Numbers in brackets, "(1 to 3)", are the
 lowest and the highest over seeds or runs, with the median before them; for means, and for shares

@@ -114,19 +114,20 @@ def raw_html(text):
 
 
 class Claims(SphinxDirective):
-    """The claims with a verdict, as a list: `holds`, `partly`, `does not hold` or `not tested`."""
+    """Claims as a list: the findings with a verdict, `holds` for example, or all of a kind, `identity`."""
 
     required_arguments = 1
     final_argument_whitespace = True
 
     def run(self):
-        verdict, lines = self.arguments[0], []
+        wanted, lines = self.arguments[0], []
         self.env.note_dependency(str(claims.file()))
         for claim, entry in claims.declared().items():
             chapter = entry["chapter"]
             said = record(self.env, chapter) or {"claims": {}}
             found = said["claims"].get(claim, {"verdict": "not tested"})
-            if found["verdict"] == verdict:
+            counted = entry["kind"] in claims.COUNTED
+            if wanted == (found["verdict"] if counted else entry["kind"]):
                 statement = " ".join(entry["statement"].split())
                 lines.append(f"- {statement} [{claim}]({chapter}.ipynb)")
         holder = nodes.Element()

@@ -166,7 +166,10 @@ def test_unknown_commands_are_argparse_errors():
 # ---------------------------------------------------------------- book and claims
 
 
-CLAIM = "{{chapter: {}, topic: mechanism, statement: s, source: s, setting: s, paper_value: 1, rule: r, verdict: {}}}"
+CLAIM = (
+    "{{chapter: {}, topic: mechanism, kind: measured, fixed: before, statement: s, source: s, setting: s, "
+    "paper_value: 1, rule: r, verdict: {}}}"
+)
 CLAIMS = f"""
 works: {CLAIM.format("01_one", "holds")}
 a-longer-name: {CLAIM.format("02_two", "holds")}
@@ -194,8 +197,8 @@ def say(folder, monkeypatch):
 def test_claims_are_plain_lines_one_each_and_whole(built, capsys):
     assert cli.main(["claims"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "works          holds (1 of 1)   holds  √2 × ü, and more",
-        "a-longer-name  partly (1 of 2)  holds  " + "x" * 200,
+        "works          measured  holds (few: 1 of 1, 21% to 100%)  holds  √2 × ü, and more",
+        "a-longer-name  measured  mixed (few: 1 of 2, 9% to 91%)      holds  " + "x" * 200,
     ]
 
 
@@ -238,7 +241,7 @@ def test_verdicts_under_other_seeds_are_saved_from_the_chapters_built_with_them(
     assert cli.main(["claims", "--save-stability"]) == 0
     path = Path(capsys.readouterr().out.strip())
     assert path == built / "data" / "claims" / "stability.csv"
-    assert path.read_text() == "claim,shift,verdict\nworks,100,holds\na-longer-name,100,partly\n"
+    assert path.read_text() == "claim,shift,verdict\nworks,100,holds\na-longer-name,100,mixed\n"
 
 
 def test_a_strict_book_is_asked_for_by_its_option(monkeypatch, capsys):

@@ -25,6 +25,8 @@ runs:
   paper_value: yes
   rule: it did
   topic: mechanism
+  kind: measured
+  fixed: before
   setting: here
   verdict: holds
 """
@@ -208,12 +210,12 @@ def test_a_book_with_a_warning_is_not_built_even_the_second_time(book, text, wor
 
 
 def test_a_changed_verdict_is_printed_and_marked_and_stops_only_a_strict_book(book, capsys):
-    line = "claim 'runs': measured 'holds' (ran), acknowledged 'partly'"
+    line = "claim 'runs': measured 'holds' (ran), acknowledged 'mixed'"
     file = book / "data" / "claims" / "claims.yml"
-    file.write_text(CLAIMS.replace("verdict: holds", "verdict: partly"))
+    file.write_text(CLAIMS.replace("verdict: holds", "verdict: mixed"))
     page = the_book.build_book("classroom")
     assert line in capsys.readouterr().err
-    assert "⚠ acknowledged: partly" in (page.parent / "scorecard.html").read_text()
+    assert "⚠ acknowledged: mixed" in (page.parent / "scorecard.html").read_text()
     with pytest.raises(ChapterError, match=r"verdicts other than the acknowledged ones: 1; .*index\.html"):
         the_book.build_book("classroom", strict=True)
     assert line in capsys.readouterr().err
