@@ -198,7 +198,7 @@ def test_claims_are_plain_lines_one_each_and_whole(built, capsys):
     assert cli.main(["claims"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "works          measured  holds (few: 1 of 1, 21% to 100%)  holds  √2 × ü, and more",
-        "a-longer-name  measured  mixed (few: 1 of 2, 9% to 91%)      holds  " + "x" * 200,
+        "a-longer-name  measured  mixed (few: 1 of 2, 9% to 91%)    holds  " + "x" * 200,
     ]
 
 
