@@ -109,6 +109,8 @@ class Setup(_Checked):
     test_on_rest : test on the training examples that `train_size` leaves out, too: a larger test
         set, a finer error.
     label_noise : fraction of training labels replaced by a different, random class.
+    fresh_label_noise : fraction of a step's labels replaced by a different, random class, drawn
+        anew at every step: it cannot be learned by heart. Evaluations have the true labels.
     jpeg : quality, from 1 to 100, at which every picture is encoded as JPEG once before it is used;
         None: as it is.
     sample_seed : seed of the subset and of the label noise.
@@ -150,6 +152,7 @@ class Setup(_Checked):
     train_size: int | None = None
     test_on_rest: bool = False
     label_noise: float = 0.0
+    fresh_label_noise: float = 0.0
     jpeg: int | None = None
     sample_seed: int = 0
     steps: int = 20_000
@@ -174,6 +177,7 @@ class Setup(_Checked):
         "train_size": (optional, integer, WHOLE + ", or None (all)", 1),
         "test_on_rest": (flag,),
         "label_noise": (number, "a fraction from 0 to below 1", 0, 1),
+        "fresh_label_noise": (number, "a fraction from 0 to below 1", 0, 1),
         "jpeg": (optional, integer, "a quality from 1 to 100, or None", 1),
         "sample_seed": (integer, FROM_ZERO, 0),
         "steps": (integer, WHOLE, 1),

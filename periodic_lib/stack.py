@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from periodic_lib import datasets, devices, metrics, networks, optimizers
+from periodic_lib import batches, datasets, devices, metrics, networks, optimizers
 from periodic_lib.config import Run, Setup
 from periodic_lib.normalization import Statistics
 from periodic_lib.project import ConfigError
@@ -126,10 +126,10 @@ class Stack:
                 self.weights, self.layer_sizes, self.n_invariant, self.setup.fixed_norm, scope
             )
 
-    def batch_order(self) -> datasets.BatchOrder:
+    def batch_order(self) -> batches.BatchOrder:
         """Return the order that the runs' data seeds give."""
         examples, setup = len(self.data.x_train), self.setup
-        return datasets.BatchOrder(
+        return batches.BatchOrder(
             self.seeds, examples, setup.batch_size, setup.drop_last, self.device
         )
 
@@ -200,7 +200,10 @@ class Stack:
         """
         x, labels = self._examples(index)
         if self.setup.augment:
-            x = datasets.augment(x, self.seeds, self.steps_done, self.data.black)
+            x = batches.augment(x, self.seeds, self.steps_done, self.data.black)
+        if self.setup.fresh_label_noise:
+            noise = self.setup.fresh_label_noise, self.data.classes
+            labels = batches.with_fresh_noise(labels, self.seeds, self.steps_done, *noise)
         factor = self._one if self._constant else self._factor()
         self.steps_done += 1
         if self._kind == "cuda" and not parts:
@@ -357,7 +360,7 @@ class Stack:
         their statistics.
         """
         examples, size = len(self.data.x_train), self.setup.batch_size or len(self.data.x_train)
-        order = datasets.BatchOrder(
+        order = batches.BatchOrder(
             [EVALUATION_SEED], examples, size, self.setup.drop_last, self.device
         )
         for _ in range(order.steps_per_epoch):

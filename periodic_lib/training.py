@@ -14,7 +14,8 @@ import torch
 import xarray as xr
 from tqdm import tqdm
 
-from periodic_lib import datasets, project, results
+from periodic_lib import project, results
+from periodic_lib.batches import FixedOrder
 from periodic_lib.checks import number
 from periodic_lib.config import Record, Run, Setup
 from periodic_lib.project import ConfigError, Unfinished
@@ -104,9 +105,7 @@ def train(
     order = stack.batch_order()
     keep = Recorder(stack, record, order.steps_per_epoch)
     if batches is not None:
-        order = datasets.FixedOrder(
-            batches, len(stack.data.x_train), setup.steps, len(runs), device
-        )
+        order = FixedOrder(batches, len(stack.data.x_train), setup.steps, len(runs), device)
     state = Resume(Path(resume), stack, keep, (initial, batches)) if resume is not None else None
     called = time.perf_counter()
     started = called - (state.load() if state else 0.0)

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import torch
 
-from periodic_lib import datasets, sources
+from periodic_lib import batches, datasets, sources
+from periodic_lib.batches import BatchOrder, FixedOrder, with_fresh_noise
 from periodic_lib.config import DATASETS, Setup
-from periodic_lib.datasets import BatchOrder, FixedOrder
 from periodic_lib.project import ConfigError
 
 
@@ -712,8 +712,8 @@ def one_by_one(picture: torch.Tensor, top: int, left: int, flip: int) -> torch.T
 
 def test_augmentation_is_the_crop_and_flip_of_each_example():
     pictures = some_pictures()
-    result = datasets.augment(pictures, [3, 1, 3], step=5, black=BLACK)
-    drawn = datasets.draw_shifts([3, 1, 3], 5, 40)
+    result = batches.augment(pictures, [3, 1, 3], step=5, black=BLACK)
+    drawn = batches.draw_shifts([3, 1, 3], 5, 40)
     for run in range(3):
         for example in range(40):
             expected = one_by_one(pictures[run, example], *drawn[:, run, example])
@@ -723,17 +723,17 @@ def test_augmentation_is_the_crop_and_flip_of_each_example():
 def test_no_shift_and_no_flip_is_the_picture_itself():
     pictures = some_pictures()
     drawn = torch.tensor([4, 4, 0])[:, None, None].expand(3, 3, 40)
-    assert torch.equal(datasets.shift_and_flip(pictures, drawn, BLACK), pictures)
+    assert torch.equal(batches.shift_and_flip(pictures, drawn, BLACK), pictures)
 
 
 def test_every_shift_up_to_4_pixels_is_found_as_often_flipped_as_not():
     pictures = some_pictures(runs=1, batch=2000)
-    result = datasets.augment(pictures, [0], step=0, black=BLACK)[0]
+    result = batches.augment(pictures, [0], step=0, black=BLACK)[0]
     found = {}
     for flip in (0, 1):
         for top in range(9):
             for left in range(9):
-                same = datasets.shift_and_flip(pictures, torch.tensor([top, left, flip])[:, None, None], BLACK)[0]
+                same = batches.shift_and_flip(pictures, torch.tensor([top, left, flip])[:, None, None], BLACK)[0]
                 found[top, left, flip] = int((same == result).flatten(1).all(1).sum())
     assert sum(found.values()) == 2000
     assert min(found.values()) > 0
@@ -743,12 +743,12 @@ def test_every_shift_up_to_4_pixels_is_found_as_often_flipped_as_not():
 
 def test_the_augmentation_of_a_run_depends_on_its_seed_and_the_step_alone():
     pictures = some_pictures(runs=1).expand(3, -1, -1, -1, -1)
-    stacked = datasets.augment(pictures, [1, 7, 1], step=9, black=BLACK)
-    alone = datasets.augment(pictures[:1], [7], step=9, black=BLACK)
+    stacked = batches.augment(pictures, [1, 7, 1], step=9, black=BLACK)
+    alone = batches.augment(pictures[:1], [7], step=9, black=BLACK)
     assert torch.equal(stacked[1], alone[0])
     assert torch.equal(stacked[0], stacked[2])
     assert not torch.equal(stacked[0], stacked[1])
-    assert not torch.equal(datasets.augment(pictures[:1], [7], step=10, black=BLACK), alone)
+    assert not torch.equal(batches.augment(pictures[:1], [7], step=10, black=BLACK), alone)
 
 
 def test_what_comes_in_is_a_raw_black_pixel(tmp_path):
@@ -783,3 +783,16 @@ def test_jpeg_keeps_channels_apart_and_refuses_features(tmp_path):
         datasets.load(Setup(dataset="breast_cancer", jpeg=90))
     with pytest.raises(ConfigError, match="`jpeg` must be a quality from 1 to 100"):
         Setup(jpeg=101)
+
+
+def test_fresh_noise_is_as_much_as_asked_uniform_and_another_at_every_step():
+    labels = torch.arange(6000).remainder(5).expand(2, -1)
+    noisy = with_fresh_noise(labels, [3, 4], step=0, fraction=0.3, classes=5)
+    assert ((noisy != labels).float().mean(dim=1) - 0.3).abs().max() < 0.03
+    moved = (noisy - labels).remainder(5).flatten().bincount()
+    assert (moved[1:] / moved[1:].sum() - 1 / 4).abs().max() < 0.03
+    assert not torch.equal(noisy[0], noisy[1])
+    assert not torch.equal(noisy, with_fresh_noise(labels, [3, 4], step=1, fraction=0.3, classes=5))
+    alone = with_fresh_noise(labels[:1], [4], step=0, fraction=0.3, classes=5)  # whatever its neighbours
+    assert torch.equal(noisy[1:], alone)
+    assert torch.equal(with_fresh_noise(labels, [3, 4], step=0, fraction=0, classes=5), labels)

@@ -26,14 +26,15 @@ ALLOWED = {  # module -> modules of the library that it may import beside those,
     "optimizers": set(),
     "sources": set(),
     "datasets": {"sources"},
+    "batches": set(),
     "normalization": set(),
     "networks": {"normalization"},
     "metrics": set(),
     "results": set(),
     "devices": set(),
-    "stack": {"datasets", "devices", "networks", "normalization", "optimizers", "metrics"},
+    "stack": {"batches", "datasets", "devices", "networks", "normalization", "optimizers", "metrics"},
     "recording": {"stack", "metrics", "results"},
-    "training": {"stack", "recording", "datasets", "results"},
+    "training": {"stack", "recording", "batches", "results"},
     "periods": {"theory"},
     "regimes": {"periods"},
     "minima": {"periods"},
@@ -51,7 +52,8 @@ ALLOWED = {  # module -> modules of the library that it may import beside those,
     "__init__": set(),
     "__main__": {"cli"},
 }
-TORCH = {"datasets", "devices", "networks", "normalization", "optimizers", "metrics", "stack", "recording", "training"}
+TORCH = {"batches", "datasets", "devices", "networks", "normalization", "optimizers", "metrics", "stack"}
+TORCH |= {"recording", "training"}
 NO_TORCH = sorted(set(ALLOWED) - TORCH - {"__main__", "__init__"})
 
 

@@ -651,6 +651,16 @@ def test_adamw_is_rescaled_by_c_and_1_over_c(tmp_path):
         np.testing.assert_allclose(scaled, out.train_loss[0], rtol=1e-9, err_msg=f"c = {c}")
 
 
+def test_fresh_label_noise_is_what_the_loss_sees_and_evaluations_do_not():
+    setup, runs = Setup(**SMALL, steps=400, dtype="float64"), grid(lr=0.1, weight_decay=0, seed=[0, 1])
+    clean = quick(setup, runs, record=Record(evaluate_every=200))
+    noisy = quick(replace(setup, fresh_label_noise=0.3), runs, record=Record(evaluate_every=200))
+    np.testing.assert_array_equal(noisy.test_error[:, 0], clean.test_error[:, 0])  # the same start
+    assert float(noisy.train_loss[:, -50:].mean()) > float(noisy.train_loss_full[:, -1].mean()) + 0.5
+    again = quick(replace(setup, fresh_label_noise=0.3), runs[1:], record=Record(evaluate_every=200))
+    np.testing.assert_allclose(again.train_loss[0], noisy.train_loss[1], rtol=1e-9)
+
+
 # ---------------------------------------------------------------- long records
 
 
