@@ -6,13 +6,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from sklearn.metrics import cohen_kappa_score
 
 from periodic_lib import classify_regime, find_destabilizations, theory
-from periodic_lib.regimes import GUESSING_SHARE
+from periodic_lib.regimes import GUESSING_SHARE, window_budget
 
 FOLDER = Path(__file__).parents[1] / "labelled"
-GROUPS = ("design", "held out")
+GROUPS = ("design", "held out")  # and "blind", which nothing below is asserted of but what was measured
 CLASSES = 10
+JUDGES = ("now", "next")
+NEXT_BORDER = 0.53  # of the window budget, by the design labels: tests/labelled/README.md
 DATED_TO = 1 / 100  # of the record: what the eye can tell on the plots
 
 
@@ -22,7 +25,17 @@ def labels():
     error = pd.to_numeric(table.train_error)
     looks_like_guessing = (table.label == "divergence") & (error < GUESSING_SHARE * (1 - 1 / CLASSES))
     found = [regime(run, row) for run, row in table.iterrows()]
-    return table.assign(found=found, looks_like_guessing=looks_like_guessing)
+    table = table.assign(found=found, looks_like_guessing=looks_like_guessing)
+    return table[table.group.isin(GROUPS)]
+
+
+@pytest.fixture(scope="module")
+def blind():
+    table = pd.read_csv(FOLDER / "labels.csv", keep_default_na=False)
+    table = table[table.group == "blind"]
+    now = [regime(run, row) for run, row in table.iterrows()]
+    by_norm = [next_regime(run, row) for run, row in table.iterrows()]
+    return table.assign(now=now, next=by_norm)
 
 
 def told_by_eye(labels):
@@ -39,16 +52,31 @@ def steps(row):
 
 
 def regime(run, row):
+    return classify_regime(stored(run, row)).item()
+
+
+def next_regime(run, row):
+    """The judge by the norm alone, with the eye's words."""
+    if regime(run, row) == "divergence":
+        return "divergence"
+    if window_budget(stored(run, row)).item() >= NEXT_BORDER:
+        return "equilibrium"
+    return "periodic" if len(find_destabilizations(NORM[run], steps=steps(row))) else "convergence"
+
+
+def stored(run, row):
     balance = np.tan(theory.equilibrium_angle(row.lr, row.weight_decay))
     angle = np.arctan(ARRAYS["balance_ratio"][run].astype(float) * balance)
     values = {"train_loss": LOSS[run], "weight_norm": NORM[run], "angular_update": angle}
-    coordinates = {"run": [run], "step": steps(row), "lr": ("run", [row.lr])}
-    coordinates["weight_decay"] = ("run", [row.weight_decay])
+    values["elr"] = row.lr / NORM[run] ** 2
+    coordinates = {"run": [run], "step": steps(row)}
+    coordinates |= {name: ("run", [row[name]]) for name in ("lr", "weight_decay", "momentum")}
     one = xr.Dataset({name: (("run", "step"), value[None]) for name, value in values.items()}, coordinates)
     if row.train_error:
         error = (("run", "eval_step"), [[float(row.train_error)]])
-        one = one.assign_coords(eval_step=steps(row)[-1:]).assign(train_error=error).assign_attrs(classes=CLASSES)
-    return classify_regime(one).item()
+        classes = 2 if row.what.startswith("breast cancer") else CLASSES
+        one = one.assign_coords(eval_step=steps(row)[-1:]).assign(train_error=error).assign_attrs(classes=classes)
+    return one
 
 
 def agreement(table):
@@ -87,6 +115,33 @@ def test_it_agrees_on_seeds_that_no_definition_was_fitted_to(labels):
     assert len(on_the_map) >= 60
     assert agreement(on_the_map) > 0.95
     assert agreement(decided) > 0.9  # also where the loss cannot fall far, which is where it disagrees
+
+
+@pytest.mark.xfail(strict=True, reason="0.882 of all runs by their first reading, 0.902 of those told by the eye")
+def test_all_runs_agree_by_their_first_reading(labels):
+    assert agreement(labels) > 0.93
+
+
+@pytest.mark.xfail(strict=True, reason="some undecided runs are an equilibrium by their first reading")
+def test_undecided_runs_are_periods_by_their_first_reading(labels):
+    assert (labels[labels.or_else != ""].label == "periodic").all()
+
+
+def test_the_blind_runs_are_off_the_map_and_many(blind):
+    assert len(blind) >= 100
+    assert blind.what.nunique() >= 10
+    assert "digits, perceptron" not in set(blind.what)
+
+
+def test_both_judges_on_the_blind_runs_are_as_was_measured(blind):
+    """Labelled before either was run on them; the next judge was registered before they were trained."""
+    decided = blind[blind.or_else == ""]
+    assert len(blind) == 112
+    assert len(decided) == 71
+    right = {judge: ((blind[judge] == blind.label).sum(), (decided[judge] == decided.label).sum()) for judge in JUDGES}
+    assert right == {"now": (92, 67), "next": (98, 70)}
+    assert cohen_kappa_score(blind.now, blind.label) == pytest.approx(0.69, abs=0.005)
+    assert cohen_kappa_score(blind.next, blind.label) == pytest.approx(0.78, abs=0.005)
 
 
 def test_where_no_training_error_is_kept_the_loss_rules_guessing_out(labels):
