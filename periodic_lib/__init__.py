@@ -23,6 +23,7 @@ _LAZY = {  # public name -> module that defines it
     "label_phases": "periods",
     "classify_regime": "regimes",
     "summarize": "regimes",
+    "window_budget": "regimes",
     "Chapter": "chapters",
     "late": "periods",
     "count_by_run": "periods",
