@@ -28,6 +28,7 @@ from periodic_lib.project import (
     digest,
     folder,
     print_message,
+    print_progress,
     read_yaml,
     root,
     variable,
@@ -248,7 +249,7 @@ def _alone(todo: Plan) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        print_message(
+        print_progress(
             f"{todo.name} ({todo.profile}) is being made by another process; waiting for it."
         )
         lock.acquire()

@@ -98,6 +98,19 @@ def print_message(text: str) -> None:
     print(f"periodic: {text}", file=sys.stderr, flush=True)
 
 
+def print_progress(text: str) -> None:
+    """Print a line about work that goes on: where progress goes, the file $PERIODIC_PROGRESS if it
+    is set. What is printed in a chapter would become part of its page, in one build and not in
+    the next.
+    """
+    target = variable("PERIODIC_PROGRESS")
+    if target is None:
+        print_message(text)
+        return
+    with open(target, "a", encoding="utf-8") as stream:
+        stream.write(f"{text}\n")
+
+
 # ---------------------------------------------------------------- YAML
 
 

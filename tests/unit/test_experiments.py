@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from periodic_lib import Setup, experiments, grid, results, train
+from periodic_lib import project as project_module
 from periodic_lib.experiments import declared, keep, kept, plan, run_experiment, run_variants, state
 from periodic_lib.project import ConfigError
 from periodic_lib.results import bare_source, code_digest
@@ -274,3 +275,26 @@ def test_a_result_is_kept_with_another_copy_of_the_data_only(project):
 def test_a_budget_needs_a_place_for_the_state():
     with pytest.raises(ConfigError, match="`budget` needs `resume`"):
         train(Setup(steps=3), grid(lr=0.1, weight_decay=0), budget=3)
+
+
+def test_waiting_for_another_process_is_progress_and_not_part_of_a_page(project, monkeypatch, capsys, tmp_path):
+    todo, progress = plan("small", "smoke"), tmp_path / "progress"
+    monkeypatch.setenv("PERIODIC_PROGRESS", str(progress))
+    held = threading.Event()
+
+    def hold():
+        with experiments._alone(todo):
+            held.set()
+            time.sleep(0.5)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    held.wait()
+    with experiments._alone(todo):
+        pass
+    other.join()
+    assert "small (smoke) is being made by another process" in progress.read_text()
+    assert capsys.readouterr().err == ""
+    monkeypatch.delenv("PERIODIC_PROGRESS")
+    project_module.print_progress("waiting")
+    assert capsys.readouterr().err == "periodic: waiting\n"
