@@ -77,8 +77,8 @@ def flag(name: str, value: object) -> bool:
     return bool(value)
 
 
-def integer(name: str, value: object, meaning: str, low: int) -> int:
-    """Return `value` as an int from `low` to a billion; ``2e4`` and ``"20000"`` are read as whole
+def integer(name: str, value: object, meaning: str, low: int, high: int = HIGHEST) -> int:
+    """Return `value` as an int from `low` to `high`; ``2e4`` and ``"20000"`` are read as whole
     numbers.
 
     Raises
@@ -86,8 +86,8 @@ def integer(name: str, value: object, meaning: str, low: int) -> int:
     ConfigError : if it is no such number.
     """
     result = number(name, value, meaning, low=low, high=float("inf"))
-    if result != int(result) or result > HIGHEST:
-        limit = "" if result <= HIGHEST else f", and at most {HIGHEST:,}"
+    if result != int(result) or result > high:
+        limit = f", and at most {HIGHEST:,}" if result > high == HIGHEST else ""
         raise ConfigError(f"`{name}` must be {meaning}{limit}; got {shown(value)}.")
     return int(result)
 

@@ -178,7 +178,7 @@ class Setup(_Checked):
         "test_on_rest": (flag,),
         "label_noise": (number, "a fraction from 0 to below 1", 0, 1),
         "fresh_label_noise": (number, "a fraction from 0 to below 1", 0, 1),
-        "jpeg": (optional, integer, "a quality from 1 to 100, or None", 1),
+        "jpeg": (optional, integer, "a quality from 1 to 100, or None", 1, 100),
         "sample_seed": (integer, FROM_ZERO, 0),
         "steps": (integer, WHOLE, 1),
         "train_others": (flag,),
@@ -194,8 +194,6 @@ class Setup(_Checked):
 
     def _check_together(self) -> None:
         _check_depth(self.network, self.depth)
-        if self.jpeg is not None and self.jpeg > 100:
-            raise ConfigError(f"`jpeg` must be a quality from 1 to 100, or None; got {self.jpeg}.")
         odd = self.width % HEADS or self.width < 4 * HEADS
         if self.network == "transformer" and odd:
             raise ConfigError(

@@ -113,7 +113,8 @@ A verdict follows from its rule alone: *holds* if every outcome (a seed, a run, 
 rule, *fails* if none does; *mostly holds* from 80 % on, *mostly fails* below 20 %, *mixed*
 between. Beside it stand how many did, and the 95 % interval of their share (Wilson): five of five
 leave room for 57 %. A claim that fails is shown as failed. Rules stand in
-`data/claims/claims.yml`, with when they were fixed, and so do verdicts: where this build measured
+`data/claims/claims.yml`, with when they were fixed (only *before the runs* means that the rule was
+committed before the runs that judge it), and so do verdicts: where this build measured
 another one, as another processor may, the row is marked ⚠ and says which verdict was
 acknowledged. What was measured at the paper's scale is added where a result is kept; so far
 everything here was measured at the `classroom` scale. Numbers in brackets, "(1 to 3)", are the

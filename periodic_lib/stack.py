@@ -104,7 +104,7 @@ class Stack:
         parameters = self.network.parameters
         self.shapes = {p.name: p.shape for p in parameters if p.scale_invariant}
         others = {p.name: p.shape for p in parameters if not p.scale_invariant}
-        self.trained = self.shapes | others if self.setup.train_others else dict(self.shapes)
+        self.trained = self.shapes | others if self.setup.train_others else self.shapes
         self.sizes = [int(np.prod(shape)) for shape in self.trained.values()]
         self.layer_sizes = self.sizes[: len(self.shapes)]
         self.n_invariant = sum(self.layer_sizes)
