@@ -111,8 +111,8 @@ TERMS = {
         "delta-jump", "a step whose cosine distance between successive weights exceeds delta", r"\delta"
     ),
     "destabilization": Term(
-        "destabilization", "the weight norm, which decay had been shrinking, is pushed out while the training loss "
-        "leaves its low level",
+        "destabilization, break", "the weight norm, which decay had been shrinking, is pushed out: the squared norm rises "
+        "by a tenth and more after such a fall",
     ),
     "excursion": Term(
         "excursion", "the loss leaves its recent level, whatever the norm does; for runs whose norm cannot move"
@@ -123,11 +123,14 @@ TERMS = {
         "phase B", "the effective learning rate has become so large that the gradient stops falling and rises", "B"
     ),
     "phase_c": Term("phase C", "the destabilization: the loss shoots up and the norm grows", "C"),
-    "convergence": Term("convergence", "a regime: no destabilization so far, the loss falls, the norm shrinks"),
-    "periodic": Term("periodic", "a regime: training destabilizes and starts anew, again and again"),
+    "convergence": Term("convergence", "a regime: no destabilization so far, the norm shrinks"),
+    "periodic": Term(
+        "periodic", "a regime: training destabilizes and starts anew, at least three times, at spacings whose coefficient "
+        "of variation is below 0.7; else it is called one break, two breaks or irregular breaks",
+    ),
     "equilibrium": Term(
-        "equilibrium", "a regime: the typical step turns the weights about as far as the balance of decay and growth "
-        "demands; norm and loss fluctuate around a level",
+        "equilibrium", "a regime: the weight norm holds over a fraction of its memory, that is, its window budget is at "
+        "least 0.53",
     ),
     "divergence": Term("divergence", "a regime: the loss is not finite, or no better than guessing"),
     "fixed_norm": Term("fixed norm", "training with the weight norm projected back to one value after every step"),

@@ -2,12 +2,12 @@ r"""Destabilizations, periods and phases of a run. NumPy and pandas only.
 
 Definitions
 -----------
-*Destabilization*: the weight norm, which decay had been shrinking, is pushed out while the training
-loss leaves its low level.
-Operationally, on ln rho^2: a rise of at least `min_rise`, after a fall of at least `min_rise`;
-where the training loss is given, it must also peak, during the rise, at `min_loss_ratio` times its
-median since the rise before. The destabilization is dated at the minimum of the norm, where the
-rise begins; rises that are not separated by a fall of `min_rise` are one.
+*Destabilization*, or break: the weight norm, which decay had been shrinking, is pushed out: the
+squared norm rises by a tenth and more after such a fall.
+Operationally, on ln rho^2: a rise of at least `min_rise` after a fall of at least `min_rise`. It is
+dated at the minimum of the norm, where the rise begins; rises that are not separated by a fall
+of `min_rise` are one. The loss has no part in it: how far it rises depends on how low the network
+could bring it.
 
 *Period*: from one destabilization to the next.
 Stretches that the record cuts off (before the first, after the last) have no known length and are
@@ -54,7 +54,7 @@ from periodic_lib import theory
 from periodic_lib.project import ConfigError
 
 MIN_RISE = 0.1  # of ln rho^2: 5 % of the norm
-MIN_LOSS_RATIO = 10.0
+EXCURSION_RATIO = 10.0  # of the recent loss
 NOISE_FACTOR = 8.0  # white noise of N = 1e5 samples spans 6 standard deviations of its differences
 SMOOTHING = 1 / 20  # of a stretch between destabilizations: window of the mean of ln(gradient norm)
 
@@ -138,7 +138,6 @@ def find_destabilizations(
     train_loss: np.ndarray | None = None,
     steps: np.ndarray | None = None,
     min_rise: float = MIN_RISE,
-    min_loss_ratio: float = MIN_LOSS_RATIO,
 ) -> pd.DataFrame:
     """Return one row per destabilization (definition above).
 
@@ -146,11 +145,10 @@ def find_destabilizations(
     ----------
     weight_norm : values of one run at successive steps or epochs; or a results data set, for all of
         its runs, with their losses and steps.
-    train_loss : training loss at the same steps, or None to judge by the norm alone.
+    train_loss : training loss at the same steps, for its peak; or None.
     steps : the steps of the values; None: 0, 1, 2, ...
     min_rise : smallest rise of ln rho^2. It is raised to 8 robust standard deviations of the
         differences of ln rho^2 where those are larger, so that measurement noise does not count.
-    min_loss_ratio : smallest peak of the loss, in units of its median since the rise before.
 
     Returns
     -------
@@ -167,12 +165,10 @@ def find_destabilizations(
     """
     norm, loss, steps = _checked(weight_norm, train_loss, steps)
     level = 2 * np.log(norm)
-    rows, previous = [], 0
+    rows = []
     for low, high in _rises(level, max(min_rise, NOISE_FACTOR * _noise(level))):
         peak = np.nan if loss is None else loss[low : high + 1].max()
-        if loss is None or peak >= min_loss_ratio * np.median(loss[previous : low + 1]):
-            rows.append((steps[low], steps[high], norm[low], norm[high], peak))
-        previous = high
+        rows.append((steps[low], steps[high], norm[low], norm[high], peak))
     return as_table(rows, DESTABILIZATION_COLUMNS)
 
 
@@ -270,7 +266,7 @@ def find_excursions(
     *,
     steps: np.ndarray | None = None,
     smoothing: int = 1,
-    ratio: float = MIN_LOSS_RATIO,
+    ratio: float = EXCURSION_RATIO,
 ) -> pd.DataFrame:
     """Return one row per excursion of the loss (definition above); the weight norm plays no part.
 

@@ -155,8 +155,9 @@
   // ------------------------------------------------------------ the regime: `periods`, step by step
 
   const MIN_RISE = 0.1; // of ln rho^2
-  const MIN_LOSS_RATIO = 10;
-  const EQUILIBRIUM_SHARE = 1 / 2; // of the growth that would balance weight decay
+  const BUDGET_BORDER = 0.53; // of the window budget
+  const BUDGET_SPAN = 0.1; // of ln rho^2, that weight decay takes in its window
+  const REGULAR = 0.7; // coefficient of variation of the spacings of breaks
   const NOISE_FACTOR = 8 * 1.4826; // robust standard deviations
   const RECORD = 20000; // steps of a run by which the chapters judge: without an event, the longest wait for a verdict
 
@@ -183,17 +184,8 @@
       }
     }
 
-    median(from = 0, to = this.length) {
-      return median(this.values.slice(Math.ceil(from / this.stride), Math.ceil(to / this.stride)));
-    }
-
-    /* The kept value at a place, or the next one after it. */
-    at(place) {
-      return this.values[Math.min(Math.ceil(place / this.stride), this.values.length - 1)];
-    }
-
     spread() {
-      const middle = this.median();
+      const middle = median(this.values);
       return median(this.values.map((value) => Math.abs(value - middle)));
     }
   }
@@ -202,11 +194,8 @@
   class Judge {
     constructor(lrWd) {
       this.lrWd = lrWd;
-      this.balance = Math.tan(Math.acos(1 - lrWd));
-      this.ratios = new Series();
       this.levels = new Series(); // ln rho^2
       this.changes = new Series(); // of ln rho^2
-      this.losses = new Series(); // since the rise before
       this.starts = []; // steps of the destabilizations
       this.least = MIN_RISE;
       this.checked = 0;
@@ -215,19 +204,17 @@
     }
 
     get steps() {
-      return this.ratios.length;
+      return this.levels.length;
     }
 
-    observe({ loss, norm, angle }) {
+    observe({ norm }) {
       const level = 2 * Math.log(norm);
       if (this.steps) this.changes.push(level - this.level);
       this.level = level;
-      this.levels.push(level);
       this.#raiseThreshold();
-      if (this.falling) this.#seekLow(level, loss);
-      else this.#seekHigh(level, loss);
-      this.losses.push(loss);
-      this.ratios.push(Math.tan(angle) / this.balance);
+      if (this.falling) this.#seekLow(level);
+      else this.#seekHigh(level);
+      this.levels.push(level);
     }
 
     /* Measurement noise must not pass as a rise. */
@@ -237,44 +224,28 @@
       this.least = Math.max(MIN_RISE, NOISE_FACTOR * this.changes.spread());
     }
 
-    #seekLow(level, loss) {
-      this.peak = Math.max(this.peak, loss);
+    #seekLow(level) {
       if (level < this.low) {
-        this.#setLow(level, loss);
+        this.#setLow(level);
       } else if (level - this.low >= this.least) {
         this.falling = false;
-        this.usual = this.losses.median(0, this.lowAt + 1);
-        this.counted = false;
-        this.#setHigh(level);
+        this.high = level;
+        this.starts.push(this.lowStep);
       }
     }
 
-    #seekHigh(level, loss) {
-      if (this.high === null) this.high = level;
-      this.peak = Math.max(this.peak, loss);
-      if (level > this.high) {
-        this.#setHigh(level);
+    #seekHigh(level) {
+      if (this.high === null || level > this.high) {
+        this.high = level;
       } else if (this.high - level >= this.least) {
         this.falling = true;
-        this.#setLow(level, loss);
+        this.#setLow(level);
       }
     }
 
-    #setLow(level, loss) {
+    #setLow(level) {
       this.low = level;
       this.lowStep = this.steps;
-      this.lowAt = this.losses.length;
-      this.peak = loss;
-    }
-
-    /* Until the next fall, the peak of the loss decides whether this rise is a destabilization. */
-    #setHigh(level) {
-      this.high = level;
-      if (this.low === null) return;
-      this.losses = new Series();
-      if (this.counted || this.peak < MIN_LOSS_RATIO * this.usual) return;
-      this.counted = true;
-      this.starts.push(this.lowStep);
     }
 
     get meanPeriod() {
@@ -283,19 +254,29 @@
     }
 
     get regime() {
-      const seen = this.starts.length > 0;
-      if (!seen && this.steps < this.#wait(1)) return "too early to say";
-      if (this.ratios.median(this.steps >> 1) ** 2 >= EQUILIBRIUM_SHARE) return "equilibrium";
-      if (seen) return "periodic";
-      if (this.steps < this.#wait(4)) return "too early to say"; // a period takes about 2 / lrWd to 4 / lrWd
-      return this.#paid() >= EQUILIBRIUM_SHARE ? "equilibrium" : "convergence";
+      const breaks = this.starts.length;
+      if (!breaks && this.steps < this.#wait(1)) return "too early to say";
+      if (this.#budget() >= BUDGET_BORDER) return "equilibrium";
+      if (breaks >= 3) return this.#variation() < REGULAR ? "periodic" : "irregular breaks";
+      if (breaks) return breaks === 1 ? "one break" : "two breaks";
+      return this.steps < this.#wait(4) ? "too early to say" : "convergence"; // a period takes 2 / lrWd to 4 / lrWd
     }
 
-    /* Growth over decay of the norm in the second half of the steps. */
-    #paid() {
-      const half = this.steps >> 1;
-      const decay = -2 * (this.steps - 1 - half) * Math.log1p(-this.lrWd);
-      return 1 + (this.level - this.levels.at(half)) / decay;
+    /* How much of what weight decay takes comes back within a window: the median over the second half. */
+    #budget() {
+      const { stride, values } = this.levels;
+      const late = values.slice(Math.ceil((this.steps >> 1) / stride));
+      const taken = -2 * Math.log1p(-this.lrWd) * stride; // from one kept value to the next
+      const window = Math.min(Math.ceil(BUDGET_SPAN / taken - 1e-9), (late.length - 1) >> 1);
+      if (window < 1) return 0;
+      return median(late.slice(window).map((level, place) => 1 + (level - late[place]) / (taken * window)));
+    }
+
+    /* Coefficient of variation of the spacings between breaks. */
+    #variation() {
+      const spacings = this.starts.slice(1).map((start, place) => start - this.starts[place]);
+      const mean = spacings.reduce((sum, one) => sum + one, 0) / spacings.length;
+      return Math.sqrt(spacings.reduce((sum, one) => sum + (one - mean) ** 2, 0) / spacings.length) / mean;
     }
 
     #wait(decays) {
