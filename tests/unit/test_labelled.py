@@ -124,7 +124,7 @@ def test_the_blind_runs_are_off_the_map_and_many(blind):
 
 
 def test_the_judge_on_the_blind_runs_is_as_was_measured(blind):
-    """Labelled before it was run on them; it was registered before they were trained, beside its forerunner (92, 67)."""
+    """Labelled before it was run on them; it was registered before they were trained; its forerunner: (92, 67)."""
     decided = blind[blind.or_else == ""]
     assert len(blind) == 112
     assert len(decided) == 71
