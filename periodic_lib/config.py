@@ -14,6 +14,7 @@ from math import inf
 from pathlib import Path
 from typing import ClassVar
 
+from periodic_lib.changes import checked_changes
 from periodic_lib.checks import flag, integer, known_names, number, one_of, optional
 from periodic_lib.project import ConfigError
 
@@ -21,7 +22,13 @@ DATASETS = ("digits", "breast_cancer", "cifar10", "cifar100", "fashion_mnist")
 NETWORKS = ("mlp", "convnet", "resnet18", "transformer")
 OPTIMIZERS = ("sgd", "nesterov", "adam", "adamw")
 SCHEDULES = ("constant", "step", "linear", "cosine", "constant_elr")
-NORMALIZATIONS = ("layernorm", "rmsnorm")
+NORMALIZATIONS = ("batchnorm", "layernorm", "rmsnorm", "none")
+NORMALIZED_BY = {  # network -> what may normalize it, its usual one first
+    "mlp": NORMALIZATIONS,
+    "convnet": ("batchnorm",),
+    "resnet18": ("batchnorm",),
+    "transformer": ("layernorm", "rmsnorm"),
+}
 SCOPES = ("total", "layer")
 DTYPES = ("float32", "float64")
 MATMULS = ("full", "tf32", "bfloat16")
@@ -123,7 +130,10 @@ class Setup(_Checked):
     fixed_norm : project the scale-invariant weights to this norm after every step (and at the
         start); None: free.
     fixed_norm_scope : "total": all of them together; "layer": every layer by itself has this norm.
-    normalization : "layernorm" or "rmsnorm", of the transformer.
+    normalization : "batchnorm", "layernorm" or "rmsnorm" (over the features of an example), or
+        "none": no weight is scale-invariant then, and norm, gradient and angle are those of the
+        hidden layers' weights. None: the network's usual one, layer normalization for the
+        transformer, batch normalization else. Only the perceptron has all four.
     bn_eps : epsilon of the normalizations, added to the variance.
     optimizer : "sgd" (momentum per run), "nesterov", "adam" (both with coupled weight decay),
         "adamw" (decoupled).
@@ -160,7 +170,7 @@ class Setup(_Checked):
     last_layer_norm: float | None = 10.0
     fixed_norm: float | None = None
     fixed_norm_scope: str = "total"
-    normalization: str = "layernorm"
+    normalization: str | None = None
     bn_eps: float = 1e-5
     optimizer: str = "sgd"
     dtype: str = "float32"
@@ -185,7 +195,7 @@ class Setup(_Checked):
         "last_layer_norm": (optional, number, POSITIVE + ", or None", 0, inf, OPEN),
         "fixed_norm": (optional, number, POSITIVE + ", or None", 0, inf, OPEN),
         "fixed_norm_scope": (one_of, SCOPES),
-        "normalization": (one_of, NORMALIZATIONS),
+        "normalization": (optional, one_of, NORMALIZATIONS),
         "bn_eps": (number, "a number from 0", 0, inf),
         "optimizer": (one_of, OPTIMIZERS),
         "dtype": (one_of, DTYPES),
@@ -194,6 +204,9 @@ class Setup(_Checked):
 
     def _check_together(self) -> None:
         _check_depth(self.network, self.depth)
+        legal = NORMALIZED_BY[self.network]
+        if self.normalization is not None:
+            one_of(f"normalization` of {self.network!r}, `normalization", self.normalization, legal)
         odd = self.width % HEADS or self.width < 4 * HEADS
         if self.network == "transformer" and odd:
             raise ConfigError(
@@ -225,6 +238,8 @@ class Run(_Checked):
     init_seed, data_seed : seeds of the initial weights and of the order and augmentation of the
         batches.
     init_scale : factor on the initial scale-invariant weights, > 0.
+    changes : what becomes different on the way (`periodic_lib.changes`), for example "2500:
+        weight_decay 0" or "900: elr 0.15, 915: elr 0.03"; None: nothing.
 
     >>> Run(lr="1e-1", weight_decay=1e-3).lr
     0.1
@@ -243,6 +258,7 @@ class Run(_Checked):
     init_seed: int = 0
     data_seed: int = 0
     init_scale: float = 1.0
+    changes: str | None = None
 
     RULES: ClassVar = {
         "lr": (number, POSITIVE + ", for example 0.03", 0, inf, OPEN),
@@ -258,6 +274,7 @@ class Run(_Checked):
         "init_seed": (integer, FROM_ZERO, 0),
         "data_seed": (integer, FROM_ZERO, 0),
         "init_scale": (number, POSITIVE, 0, inf, OPEN),
+        "changes": (optional, checked_changes),
     }
 
     def _check_together(self) -> None:
@@ -284,6 +301,8 @@ class Record(_Checked):
         layer, or of every neuron (filter), too.
     evaluate_every : the full training set and the test set are evaluated this often (in `unit`s),
         and at the end; None: never.
+    batch_sharpness : keep the curvature of every recorded step's own mini-batch along its gradient,
+        too: a Hessian-vector product each.
     curvature_every : the spherical sharpness is measured this often (in `unit`s), and at the end;
         None: never.
     snapshot_every : the direction of the scale-invariant weights and the logits of the test set are
@@ -301,6 +320,7 @@ class Record(_Checked):
     average: bool = False
     layers: bool = False
     neurons: bool = False
+    batch_sharpness: bool = False
     evaluate_every: int | None = 100
     curvature_every: int | None = None
     snapshot_every: int | None = None
@@ -311,6 +331,7 @@ class Record(_Checked):
         "average": (flag,),
         "layers": (flag,),
         "neurons": (flag,),
+        "batch_sharpness": (flag,),
         "evaluate_every": (optional, integer, WHOLE + ", or None (never)", 1),
         "curvature_every": (optional, integer, WHOLE + ", or None (never)", 1),
         "snapshot_every": (optional, integer, WHOLE + ", or None (never)", 1),

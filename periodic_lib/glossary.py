@@ -65,6 +65,11 @@ TERMS = {
         "weight decay takes a tenth: near 1 if the norm holds (equilibrium), near 0 while it decays freely",
         "b", "1",
     ),
+    "batch_sharpness": Term(
+        "batch sharpness",
+        "the curvature of the loss of a step's own mini-batch along its gradient, at unit norm: a step passes the edge of "
+        "stability of that batch where half of effective learning rate times batch sharpness exceeds 1", "h_B", "1",
+    ),
     "radial_cosine": Term(
         "radial cosine",
         "the cosine between the gradient and the scale-invariant weights: 0 where the invariance is exact, so that "

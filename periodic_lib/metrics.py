@@ -34,6 +34,7 @@ class Step:
     def __init__(self, weights, gradient, new, loss=None, rate=None):
         self.weights, self.gradient, self.new = weights, gradient, new
         self.loss, self.rate = loss, rate
+        self.batch_sharpness = None  # (runs,), where it is asked for
 
     @cached_property
     def weight_norm(self) -> torch.Tensor:
@@ -81,6 +82,7 @@ class Measure:
 
 DIMENSIONS = {  # when a measure is taken -> the dimensions it has
     "step": ("run", "step"),
+    "batch": ("run", "step"),
     "evaluation": ("run", "eval_step"),
     "curvature": ("run", "curvature_step"),
     "snapshot": ("run", "snapshot_step"),
@@ -93,6 +95,7 @@ MEASURES = (
     Measure("elr", "step", lambda step: step.rate / step.weight_norm**2),
     Measure("eff_grad_norm", "step", lambda step: step.weight_norm * step.grad_norm),
     Measure("radial_cosine", "step", lambda step: cosine(step.gradient, step.weights)),
+    Measure("batch_sharpness", "batch", lambda step: step.batch_sharpness),
     # what `Stack.evaluate`, `Stack.sharpness` and `Stack.snapshot` return, in their order
     Measure("train_loss_full", "evaluation"),
     Measure("train_error", "evaluation"),
@@ -193,6 +196,27 @@ def scale_sensitivity(
     before = loss(values)
     after = loss({**values, **{name: factor * values[name] for name in names}})
     return float(((after - before).abs() / before).max())
+
+
+def curvature_along_gradient(
+    loss: Callable[[torch.Tensor], torch.Tensor], weights: torch.Tensor, n: int
+) -> torch.Tensor:
+    r"""Return rho^2 g'Hg / |g|^2 of each run's loss, (runs,): its curvature along its gradient.
+
+    g, H, rho belong to the first `n` columns of `weights` (runs, weights); `loss` returns (runs,).
+    Of a scale-invariant loss g is orthogonal to the weights, so that this is the curvature on the
+    unit sphere in the direction of the step. nan where the gradient vanishes.
+
+    >>> w = torch.tensor([[3.0, 4.0]])
+    >>> curvature_along_gradient(lambda v: (v**2 * torch.tensor([1.0, 0.0])).sum(1), w, 2)
+    tensor([50.])
+    """
+    w = weights.detach().requires_grad_()
+    gradient = torch.autograd.grad(loss(w).sum(), w, create_graph=True)[0][:, :n]
+    along = gradient.detach()
+    product = torch.autograd.grad((gradient * along).sum(), w)[0][:, :n]
+    curvature = torch.linalg.vecdot(product, along) / torch.linalg.vecdot(along, along)
+    return norm(w.detach()[:, :n]) ** 2 * curvature
 
 
 def sharpness(loss: Callable[[torch.Tensor], torch.Tensor], weights: torch.Tensor) -> float:

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from periodic_lib.config import HEADS, Setup
-from periodic_lib.normalization import FEATURES, PICTURES, batch_norm
+from periodic_lib.normalization import FEATURES, PICTURES, affine, batch_norm
 
 Tensors = dict[str, torch.Tensor]
 PATCHES = 4  # per side of the transformer's picture
@@ -35,6 +35,7 @@ class Parameter:
 
     `fan_in`: PyTorch's default initialization, uniform in +-1/sqrt(fan_in); None: filled with
     `value`. `group`: the scale-invariant group, None if the loss depends on the parameter's scale.
+    `followed`: trained and measured as scale-invariant weights are, although it is none.
 
     >>> Parameter("hidden0.weight", (8, 64), fan_in=64, group="hidden0").scale_invariant
     True
@@ -45,6 +46,7 @@ class Parameter:
     fan_in: int | None = None
     value: float = 0.0
     group: str | None = None
+    followed: bool = False
 
     @property
     def scale_invariant(self) -> bool:
@@ -111,6 +113,11 @@ class Network:
         scale, shift = values.get(f"{name}.scale"), values.get(f"{name}.shift")
         return normalize(h, self.setup.bn_eps, self.batch_axes, scale, shift)
 
+    def _over_features(self, h: torch.Tensor) -> torch.Tensor:
+        """Normalize the last axis, the features of an example, by layer or RMS normalization."""
+        normalize = F.rms_norm if self.setup.normalization == "rmsnorm" else F.layer_norm
+        return normalize(h, h.shape[-1:], eps=self.setup.bn_eps)
+
     def _last(self, values: Tensors, h: torch.Tensor) -> torch.Tensor:
         """Apply the last layer to (runs, features, batch)."""
         if self.last_bias:
@@ -121,15 +128,17 @@ class Network:
 class MLP(Network):
     """Perceptron: (linear without bias - batch norm - ReLU) x depth, linear.
 
-    Activations are kept as (runs, features, batch): each layer is one batched product.
+    Activations are kept as (runs, features, batch): each layer is one batched product. In place of
+    batch normalization there may be layer or RMS normalization over the features, or none.
     """
 
     def _layers(self) -> int:
         size = math.prod(self.shape)
         self.depth = self.setup.depth or 3
+        normalized = self.setup.normalization != "none"
         for i in range(self.depth):
-            shape = (self.setup.width, size)
-            self._add(f"hidden{i}.weight", shape, fan_in=size, group=f"hidden{i}")
+            shape, group = (self.setup.width, size), f"hidden{i}" if normalized else None
+            self._add(f"hidden{i}.weight", shape, fan_in=size, group=group, followed=True)
             self._add_normalization(f"norm{i}", self.setup.width)
             size = self.setup.width
         return size
@@ -144,6 +153,15 @@ class MLP(Network):
             h = self._normalize(values, f"norm{i}", h, normalize)
             h = F.relu(h, inplace=True)
         return self._last(values, h)
+
+    def _normalize(
+        self, values: Tensors, name: str, h: torch.Tensor, normalize: Callable
+    ) -> torch.Tensor:
+        if self.setup.normalization in (None, "batchnorm"):
+            return super()._normalize(values, name, h, normalize)
+        if self.setup.normalization != "none":
+            h = self._over_features(h.transpose(1, 2)).transpose(1, 2)
+        return affine(h, values.get(f"{name}.scale"), values.get(f"{name}.shift"))
 
 
 class _Convolutional(Network):
@@ -325,16 +343,11 @@ class Transformer(Network):
 
     def _norm(self, values: Tensors, name: str, h: torch.Tensor) -> torch.Tensor:
         """Normalize the last axis of (runs, batch, tokens, features), then scale and shift."""
-        h = self._normalized(h)
+        h = self._over_features(h)
         if f"{name}.scale" in values:
             scale, shift = (values[f"{name}.{part}"][:, None, None] for part in ("scale", "shift"))
             h = torch.addcmul(shift, h, scale)
         return h
-
-    def _normalized(self, h: torch.Tensor) -> torch.Tensor:
-        """Normalize the last axis."""
-        normalize = F.layer_norm if self.setup.normalization == "layernorm" else F.rms_norm
-        return normalize(h, h.shape[-1:], eps=self.setup.bn_eps)
 
     @staticmethod
     def _linear(matrix: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
@@ -351,7 +364,7 @@ class Transformer(Network):
             self._heads(self._linear(values[f"{block}.{matrix}"], h))
             for matrix in ("queries", "keys", "values")
         )
-        queries, keys = self._normalized(queries), self._normalized(keys)
+        queries, keys = self._over_features(queries), self._over_features(keys)
         mixed = F.scaled_dot_product_attention(queries, keys, content)
         return mixed.transpose(1, 2).flatten(2).unflatten(0, h.shape[:2])  # the shape of h
 

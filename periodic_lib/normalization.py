@@ -28,15 +28,13 @@ def batch_norm(
              [-1.,  1.]]])
     """
     if batch == FEATURES:
-        return _affine(F.layer_norm(h, h.shape[-1:], eps=eps), scale, shift)
+        return affine(F.layer_norm(h, h.shape[-1:], eps=eps), scale, shift)
     flat = [None if p is None else p.flatten() for p in (scale, shift)]
     # the operator itself: torch.nn.functional's form of it refuses eps = 0
     return torch.batch_norm(h, *flat, None, None, True, 0.0, eps, torch.backends.cudnn.enabled)
 
 
-def _affine(
-    h: torch.Tensor, scale: torch.Tensor | None, shift: torch.Tensor | None
-) -> torch.Tensor:
+def affine(h: torch.Tensor, scale: torch.Tensor | None, shift: torch.Tensor | None) -> torch.Tensor:
     """Return scale h + shift, channel by channel; `h` itself without them."""
     if scale is None or shift is None:
         return h
@@ -85,4 +83,4 @@ class Statistics:
         """Normalize with the statistics kept for this layer."""
         mean, variance = self.layers[self._next]
         self._next += 1
-        return _affine((h - mean) * torch.rsqrt(variance + eps), scale, shift)
+        return affine((h - mean) * torch.rsqrt(variance + eps), scale, shift)

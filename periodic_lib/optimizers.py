@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from periodic_lib.changes import Change, parse_changes
 from periodic_lib.config import Run, Setup
 
 
@@ -221,6 +222,59 @@ def _schedule(run: Run, t: np.ndarray, steps: int) -> np.ndarray:
     if run.schedule == "cosine":
         return (1 + np.cos(np.pi * t / steps)) / 2
     return np.ones(len(t))
+
+
+# ---------------------------------------------------------------- changes on the way
+
+
+class Changes:
+    """What `Run.changes` asks for, done to an optimizer and its weights at the right steps.
+
+    Parameters
+    ----------
+    optimizer : its `lr` and `weight_decay` are changed in place.
+    runs : one per row of the weights.
+    """
+
+    def __init__(self, optimizer: Optimizer, runs: Sequence[Run]):
+        self.optimizer = optimizer
+        asked = [(row, one) for row, run in enumerate(runs) for one in parse_changes(run.changes)]
+        self._due = sorted(asked, key=lambda pair: pair[1].step)
+        self._done = 0
+        self._holds = any(change.what in ("elr", "hold") for _, change in asked)
+        self.held = torch.zeros_like(optimizer.lr)  # norm at which a run is held; 0: it is free
+
+    @torch.no_grad()
+    def before(self, step: int, weights: torch.Tensor, n_invariant: int) -> None:
+        """Do what is due before this step."""
+        while self._done < len(self._due) and self._due[self._done][1].step <= step:
+            row, change = self._due[self._done]
+            self._set(row, change)
+            if change.what == "elr":
+                self.held[row] = (self.optimizer.lr[row] / change.value).sqrt()
+            elif change.what in ("hold", "free"):
+                norm = torch.linalg.vector_norm(weights[row, :n_invariant])
+                self.held[row] = norm if change.what == "hold" else 0.0
+            self._done += 1
+            self.after(weights, n_invariant)
+
+    @torch.no_grad()
+    def after(self, weights: torch.Tensor, n_invariant: int) -> None:
+        """Scale the scale-invariant columns of held runs back to their norm, in place."""
+        if self._holds:
+            part = weights[:, :n_invariant]
+            norm = torch.linalg.vector_norm(part, dim=1, keepdim=True)
+            part.mul_(torch.where(self.held > 0, self.held / norm, 1))
+
+    def _set(self, row: int, change: Change) -> None:
+        if change.what in ("lr", "weight_decay"):
+            getattr(self.optimizer, change.what)[row] = change.value
+
+    def seek(self, steps_done: int) -> None:
+        """Go to where these steps are done, with `held` as it was saved."""
+        self._done = sum(change.step < steps_done for _, change in self._due)
+        for row, change in self._due[: self._done]:
+            self._set(row, change)
 
 
 # ---------------------------------------------------------------- training at a fixed norm

@@ -17,6 +17,7 @@ from periodic_lib.config import Record, Run
 from periodic_lib.project import ConfigError
 from periodic_lib.stack import Stack
 
+PARTS = ("layer", "neuron")
 SNAPSHOT_BYTES = 4e9  # of all snapshots of a record together
 
 
@@ -46,7 +47,7 @@ class Recorder:
             when: (apart * unit, how) for when, (apart, how) in asked.items() if apart
         }
         self._check_snapshots()
-        wanted = {"layer": record.layers, "neuron": record.neurons}
+        wanted = {"layer": record.layers, "neuron": record.neurons, "batch": record.batch_sharpness}
         self.parts = tuple(part for part, keep in wanted.items() if keep)
         self.tables = self._empty_tables()
         self.sums = {name: torch.zeros_like(table[0]) for name, table in self.tables.items()}
@@ -54,15 +55,15 @@ class Recorder:
         self.looks: dict[str, dict[int, tuple[torch.Tensor, ...]]] = {when: {} for when in asked}
 
     def _empty_tables(self) -> dict[str, torch.Tensor]:
-        """Return zeros (rows, measures, runs) for "step", and (rows, measures, runs, parts) for
-        each kind of part.
+        """Return zeros (rows, measures, runs) for "step" and "batch", and (rows, measures, runs,
+        parts) for each kind of part.
         """
         stack, runs = self.stack, len(self.stack.runs)
         neurons = sum(shape[0] for shape in stack.shapes.values())
-        lengths = {"layer": len(stack.shapes), "neuron": neurons}
-        shapes = {"step": (len(metrics.measures("step")), runs)}
-        for part in self.parts:
-            shapes[part] = (len(metrics.measures("step", parts=True)), runs, lengths[part])
+        more = {"layer": (len(stack.shapes),), "neuron": (neurons,)}
+        shapes = {
+            name: (len(_kept(name)), runs, *more.get(name, ())) for name in ("step", *self.parts)
+        }
         rows, how = -(-stack.setup.steps // self.every), stack.weights
         return {
             name: torch.zeros(rows, *shape, dtype=how.dtype, device=stack.device)
@@ -123,8 +124,7 @@ class Recorder:
         """Return the places, in a table, of the measures that are averaged as a root of the mean
         square.
         """
-        kept = metrics.measures("step", parts=name != "step")
-        return [place for place, measure in enumerate(kept) if measure.squared]
+        return [place for place, measure in enumerate(_kept(name)) if measure.squared]
 
     # -- resuming
 
@@ -186,7 +186,7 @@ class Recorder:
         runs, steps = self.stack.runs, np.arange(self._rows) * self.every
         found = {"run": np.arange(len(runs)), "step": steps}
         found |= {name: ("run", _column(runs, name)) for name in Run.names()}
-        found |= {part: self._part_names(part) for part in self.parts}
+        found |= {part: self._part_names(part) for part in self.parts if part in PARTS}
         for when, kept in self.looks.items():
             if kept:
                 found[metrics.DIMENSIONS[when][1]] = np.array(list(kept))
@@ -198,8 +198,8 @@ class Recorder:
         """Return name -> (dimensions, values) of all that was kept."""
         found = {}
         for name, table in self.tables.items():
-            prefix, more = ("", ()) if name == "step" else (f"{name}_", (name,))
-            for place, measure in enumerate(metrics.measures("step", parts=name != "step")):
+            prefix, more = (f"{name}_", (name,)) if name in PARTS else ("", ())
+            for place, measure in enumerate(_kept(name)):
                 values = table[: self._rows, place].transpose(0, 1).cpu().numpy()  # (run, step, ..)
                 if self.record.average and measure.squared:
                     values = np.sqrt(values)
@@ -222,10 +222,20 @@ class Recorder:
         return [f"{name}[{row}]" for name, shape in shapes.items() for row in range(shape[0])]
 
 
+def _kept(table: str) -> tuple[metrics.Measure, ...]:
+    """Return the measures that are the columns of a table."""
+    if table in PARTS:
+        return metrics.measures("step", parts=True)
+    return metrics.measures(table)
+
+
 def _column(runs: Sequence[Run], name: str) -> list:
-    """Return one parameter of all runs; a missing number is nan, as NetCDF knows no None."""
+    """Return one parameter of all runs; a missing number is nan, as NetCDF knows no None, and a
+    missing text is empty.
+    """
+    missing = "" if name == "changes" else np.nan
     values = [getattr(run, name) for run in runs]
-    return [np.nan if value is None else value for value in values]
+    return [missing if value is None else value for value in values]
 
 
 # ---------------------------------------------------------------- long records

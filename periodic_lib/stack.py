@@ -65,6 +65,7 @@ class Stack:
         keeps = torch.tensor([[run.schedule == "constant_elr"] for run in runs], device=device)
         self._keeps_elr = keeps if "constant_elr" in schedules else None
         self._project()
+        self.changes = optimizers.Changes(self.optimizer, runs)
         self.first_norm = metrics.norm(self.invariant).unsqueeze(1).clone()
         self.rate = torch.zeros_like(self.first_norm)  # learning rate of the last step
         self._factors = torch.empty(0)
@@ -102,8 +103,8 @@ class Stack:
         as it is.
         """
         parameters = self.network.parameters
-        self.shapes = {p.name: p.shape for p in parameters if p.scale_invariant}
-        others = {p.name: p.shape for p in parameters if not p.scale_invariant}
+        self.shapes = {p.name: p.shape for p in parameters if p.scale_invariant or p.followed}
+        others = {p.name: p.shape for p in parameters if p.name not in self.shapes}
         self.trained = self.shapes | others if self.setup.train_others else self.shapes
         self.sizes = [int(np.prod(shape)) for shape in self.trained.values()]
         self.layer_sizes = self.sizes[: len(self.shapes)]
@@ -194,9 +195,9 @@ class Stack:
     ) -> tuple[torch.Tensor, ...]:
         """Update all runs on the examples `index` (runs, batch); return what was measured.
 
-        `parts`: None to measure nothing but the loss; else of which parts ("layer", "neuron") to
-        measure, too. Returns `metrics.measures("step")`, (measures, runs), or the loss alone, (1,
-        runs); then for each part `metrics.measures("step", parts=True)`, (measures, runs, parts).
+        `parts`: None to measure nothing but the loss; else "layer", "neuron" or "batch", to measure
+        these, too. Returns `metrics.measures("step")`, (measures, runs), or the loss alone, (1,
+        runs); then for each part what `_of_parts` returns.
         """
         x, labels = self._examples(index)
         if self.setup.augment:
@@ -205,6 +206,7 @@ class Stack:
             noise = self.setup.fresh_label_noise, self.data.classes
             labels = batches.with_fresh_noise(labels, self.seeds, self.steps_done, *noise)
         factor = self._one if self._constant else self._factor()
+        self.changes.before(self.steps_done, self.weights, self.n_invariant)
         self.steps_done += 1
         if self._kind == "cuda" and not parts:
             size = index.shape[1]
@@ -228,17 +230,20 @@ class Stack:
         graph.
         """
         loss, gradient = self._loss_and_gradient(x, labels)
+        curved = self._batch_sharpness(x, labels) if parts and "batch" in parts else None
         with torch.no_grad():
             w, g = self.invariant, gradient[:, : self.n_invariant]
             factor = self._scheduled(factor)
             torch.mul(self.optimizer.lr, factor, out=self.rate)
             new = self.optimizer.step(self.weights, gradient, factor)
             step = metrics.Step(w, g, new[:, : self.n_invariant], loss, self.rate.squeeze(1))
+            step.batch_sharpness = curved
             moved = metrics.norm(step.new) if parts is None else step.angular_update
             self._freeze(loss, moved, new)
             measured = self._measured(step, parts)
             self._accept(new)
             self._project()
+            self.changes.after(self.weights, self.n_invariant)
         return measured
 
     def _scheduled(self, factor: torch.Tensor) -> torch.Tensor:
@@ -287,6 +292,13 @@ class Stack:
             loss = self._loss(weights, x, labels, fixed)
             return loss.detach(), torch.autograd.grad(loss.sum(), weights)[0]
 
+    def _batch_sharpness(self, x, labels) -> torch.Tensor:
+        """Return `metrics.curvature_along_gradient` of the mini-batch losses, (runs,)."""
+        with self._rounding(), networks.second_derivatives():
+            return metrics.curvature_along_gradient(
+                lambda w: self._mean_loss(w, x, labels, self.fixed), self.weights, self.n_invariant
+            )
+
     def _fixed_of(self, one: slice) -> networks.Tensors:
         """Return the parameters that are not trained, of some runs."""
         return {name: value[one] for name, value in self.fixed.items()}
@@ -304,14 +316,15 @@ class Stack:
 
     def _accept(self, new: torch.Tensor) -> None:
         """Give the runs that are alive their new weights."""
-        # elsewhere than on a CPU the question would wait for the device
-        if self.alive.is_cpu and self.alive.all():
+        if self.alive.is_cpu and self.alive.all():  # elsewhere the question waits for the device
             self.weights.copy_(new)
         else:
             torch.where(self.alive, new, self.weights, out=self.weights)
 
     def _of_parts(self, part: str, step: metrics.Step) -> torch.Tensor:
-        """Return the measures of every layer or neuron, (measures, runs, parts)."""
+        """Return the measures of every layer or neuron, (measures, runs, parts), or the batch's."""
+        if part == "batch":
+            return torch.stack([one.of(step) for one in metrics.measures("batch")])
         if part == "layer":
             of_each = partial(metrics.by_layer, sizes=self.layer_sizes)
         else:
@@ -416,12 +429,9 @@ class Stack:
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return everything that changes during training."""
-        own = {
-            "weights": self.weights.detach(),
-            "alive": self.alive,
-            "steps_alive": self.steps_alive,
-        }
-        own |= {"steps_done": torch.tensor(self.steps_done), "first_norm": self.first_norm}
+        own = {"weights": self.weights.detach(), "alive": self.alive}
+        own |= {"steps_alive": self.steps_alive, "steps_done": torch.tensor(self.steps_done)}
+        own |= {"first_norm": self.first_norm, "held_norm": self.changes.held}
         return own | {f"optimizer_{name}": value for name, value in self.optimizer.state().items()}
 
     @torch.no_grad()
@@ -436,4 +446,5 @@ class Stack:
             {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
         )
         self.steps_done = int(state["steps_done"])
+        self.changes.seek(self.steps_done)
         self._factors = torch.empty(0)

@@ -70,8 +70,9 @@ def train(
         the decay term; `angular_update`, in radians; `eff_grad_norm`, gradient norm times weight
         norm: the gradient norm on the unit sphere; `radial_cosine`, of gradient and weights: 0
         where the invariance is exact. With `Record.layers`, `Record.neurons` norm, gradient norm
-        and angle also have an axis `layer` or `neuron`. With `Record.average` all are means. Shape
-        (run, eval_step): `train_loss_full`, `train_error` over the training set in mini-batches, in
+        and angle also have an axis `layer` or `neuron`. With `Record.average` all are means. With
+        `Record.batch_sharpness`, that of every recorded step's batch, too. Shape (run, eval_step):
+        `train_loss_full`, `train_error` over the training set in mini-batches, in
         training mode, and `test_loss`, `test_error` with batch-normalization statistics
         re-estimated in the same pass. Shape (run, curvature_step): `sharpness`, the spherical
         sharpness (`metrics.sharpness`) of the loss on the first 2,048 training examples, as one

@@ -35,10 +35,10 @@ def make(name, shape=(1, 8, 8), **options):
 
 @pytest.mark.parametrize("others", [False, True])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("name", [*NETWORKS, "transformer rmsnorm"])
+@pytest.mark.parametrize("name", [*NETWORKS, "transformer rmsnorm", "mlp layernorm", "mlp rmsnorm", "mlp none"])
 def test_declared_scale_invariance_is_what_a_probe_finds(name, shape, others):
     name, _, normalization = name.partition(" ")
-    network, values, x = make(name, shape, train_others=others, normalization=normalization or "layernorm")
+    network, values, x = make(name, shape, train_others=others, normalization=normalization or None)
     labels = torch.arange(12).expand(RUNS, -1) % 10
 
     def loss(v):
@@ -210,6 +210,29 @@ def test_batch_norm_is_pytorchs():
     pictures = torch.randn(6, 15, 4, 4, dtype=torch.float64)  # (batch, runs * channels, height, width)
     theirs = nn.functional.batch_norm(pictures, None, None, scale.flatten(), shift.flatten(), training=True, eps=1e-3)
     assert torch.allclose(batch_norm(pictures, 1e-3, PICTURES, scale, shift), theirs, atol=1e-12)
+
+
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize(
+    ("normalization", "theirs"), [("layernorm", nn.LayerNorm), ("rmsnorm", nn.RMSNorm), ("none", nn.Identity)]
+)
+def test_a_perceptron_normalized_otherwise_is_pytorchs(normalization, theirs, affine):
+    network, values, x = make("mlp", normalization=normalization, bn_eps=1e-3, train_others=affine)
+    for run in range(RUNS):
+        h = x[run].flatten(1)
+        for i in range(3):
+            h = theirs(8, eps=1e-3, elementwise_affine=False)(h @ values[f"hidden{i}.weight"][run].T)
+            if affine:
+                h = h * values[f"norm{i}.scale"][run] + values[f"norm{i}.shift"][run]
+            h = h.relu()
+        logits = h @ values["last.weight"][run].T + values["last.bias"][run]
+        assert torch.allclose(network.logits(values, x)[run].T, logits, atol=1e-12)
+
+
+def test_without_normalization_the_hidden_weights_are_followed():
+    network, _, _ = make("mlp", normalization="none")
+    assert [p.name for p in network.parameters if p.followed] == [f"hidden{i}.weight" for i in range(3)]
+    assert not any(parameter.scale_invariant for parameter in network.parameters)
 
 
 @pytest.mark.parametrize("affine", [False, True])

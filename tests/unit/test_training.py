@@ -334,6 +334,25 @@ def test_layers_and_neurons_add_up_and_obey_the_norm_recursion():
         np.testing.assert_allclose(result[f"{part}_angular_update"][0], turn, rtol=1e-6, atol=1e-12)
 
 
+def test_batch_sharpness_is_the_dense_hessians_along_the_gradient():
+    setup = Setup(width=4, depth=1, steps=3, batch_size=16, train_size=60, dtype="float64")
+    runs, record = grid(lr=0.3, weight_decay=1e-2, seed=[0, 1]), Record(batch_sharpness=True, evaluate_every=None)
+    result = quick(setup, runs, record=record)
+    assert result.batch_sharpness.dims == ("run", "step")
+    for run in range(2):
+        alone = Stack(setup, [runs[run]])
+        order = alone.batch_order()
+        for step in range(3):
+            index, w = order.next(), alone.weights.detach()[0].clone()
+            dense = torch.autograd.functional.hessian(lambda v, i=index, one=alone: one.loss(v[None], i).sum(), w)
+            (gradient,) = torch.autograd.functional.jacobian(lambda v, i=index, one=alone: one.loss(v[None], i), w)
+            along = w.square().sum() * (gradient @ dense @ gradient) / gradient.square().sum()
+            assert float(result.batch_sharpness[run, step]) == pytest.approx(float(along), rel=1e-9)
+            alone.step(index)
+    without = quick(setup, runs, record=Record(evaluate_every=None))
+    np.testing.assert_array_equal(result.train_loss, without.train_loss)
+
+
 def test_sharpness_is_that_of_the_dense_hessian():
     setup = Setup(width=4, depth=1, steps=4, batch_size=None, train_size=60, dtype="float64")
     runs = grid(lr=0.1, weight_decay=1e-2, seed=[0, 1])
