@@ -32,6 +32,7 @@ NORMALIZED_BY = {  # network -> what may normalize it, its usual one first
 SCOPES = ("total", "layer")
 DTYPES = ("float32", "float64")
 MATMULS = ("full", "tf32", "bfloat16")
+LOSSES = ("cross_entropy", "squared_error")
 UNITS = ("step", "epoch")
 
 WHOLE, FROM_ZERO = "a whole number of at least 1", "a whole number from 0"  # as messages say it
@@ -118,9 +119,15 @@ class Setup(_Checked):
     label_noise : fraction of training labels replaced by a different, random class.
     fresh_label_noise : fraction of a step's labels replaced by a different, random class, drawn
         anew at every step: it cannot be learned by heart. Evaluations have the true labels.
+    reshuffle_every : steps after which the labels of the training examples change places, and again
+        after as many: from the first time on they have nothing to do with the pictures, and every
+        stretch is a new task to be learned by heart. Training is evaluated on the labels of the
+        moment. None: never.
     jpeg : quality, from 1 to 100, at which every picture is encoded as JPEG once before it is used;
         None: as it is.
-    sample_seed : seed of the subset and of the label noise.
+    sample_seed : seed of the subset, of the label noise and of the reshuffled labels.
+    loss : "cross_entropy", or "squared_error": half the squared distance of the logits to the
+        indicator of the class, mean over the examples.
     steps : parameter updates.
     train_others : train the parameters that are not scale-invariant, too: the scale and shift of
         the normalizations and the last layer. False: they have no scale and shift, and the last
@@ -134,6 +141,8 @@ class Setup(_Checked):
         "none": no weight is scale-invariant then, and norm, gradient and angle are those of the
         hidden layers' weights. None: the network's usual one, layer normalization for the
         transformer, batch normalization else. Only the perceptron has all four.
+    qk_norm : normalize the queries and keys of the transformer; without, these matrices are not
+        scale-invariant, but still measured.
     bn_eps : epsilon of the normalizations, added to the variance.
     optimizer : "sgd" (momentum per run), "nesterov", "adam" (both with coupled weight decay),
         "adamw" (decoupled).
@@ -163,14 +172,17 @@ class Setup(_Checked):
     test_on_rest: bool = False
     label_noise: float = 0.0
     fresh_label_noise: float = 0.0
+    reshuffle_every: int | None = None
     jpeg: int | None = None
     sample_seed: int = 0
+    loss: str = "cross_entropy"
     steps: int = 20_000
     train_others: bool = False
     last_layer_norm: float | None = 10.0
     fixed_norm: float | None = None
     fixed_norm_scope: str = "total"
     normalization: str | None = None
+    qk_norm: bool = True
     bn_eps: float = 1e-5
     optimizer: str = "sgd"
     dtype: str = "float32"
@@ -188,14 +200,17 @@ class Setup(_Checked):
         "test_on_rest": (flag,),
         "label_noise": (number, "a fraction from 0 to below 1", 0, 1),
         "fresh_label_noise": (number, "a fraction from 0 to below 1", 0, 1),
+        "reshuffle_every": (optional, integer, WHOLE + ", or None (never)", 1),
         "jpeg": (optional, integer, "a quality from 1 to 100, or None", 1, 100),
         "sample_seed": (integer, FROM_ZERO, 0),
+        "loss": (one_of, LOSSES),
         "steps": (integer, WHOLE, 1),
         "train_others": (flag,),
         "last_layer_norm": (optional, number, POSITIVE + ", or None", 0, inf, OPEN),
         "fixed_norm": (optional, number, POSITIVE + ", or None", 0, inf, OPEN),
         "fixed_norm_scope": (one_of, SCOPES),
         "normalization": (optional, one_of, NORMALIZATIONS),
+        "qk_norm": (flag,),
         "bn_eps": (number, "a number from 0", 0, inf),
         "optimizer": (one_of, OPTIMIZERS),
         "dtype": (one_of, DTYPES),
@@ -238,6 +253,9 @@ class Run(_Checked):
     init_seed, data_seed : seeds of the initial weights and of the order and augmentation of the
         batches.
     init_scale : factor on the initial scale-invariant weights, > 0.
+    clip_norm : the gradient is scaled down to this norm where it is longer; None: never.
+    skip_above : a step is left out where its gradient's norm exceeds the mean of the last 128 by
+        more than so many of their standard deviations; None: never (`periodic_lib.guards`).
     changes : what becomes different on the way (`periodic_lib.changes`), for example "2500:
         weight_decay 0" or "900: elr 0.15, 915: elr 0.03"; None: nothing.
 
@@ -258,6 +276,8 @@ class Run(_Checked):
     init_seed: int = 0
     data_seed: int = 0
     init_scale: float = 1.0
+    clip_norm: float | None = None
+    skip_above: float | None = None
     changes: str | None = None
 
     RULES: ClassVar = {
@@ -274,6 +294,8 @@ class Run(_Checked):
         "init_seed": (integer, FROM_ZERO, 0),
         "data_seed": (integer, FROM_ZERO, 0),
         "init_scale": (number, POSITIVE, 0, inf, OPEN),
+        "clip_norm": (optional, number, POSITIVE + ", or None", 0, inf, OPEN),
+        "skip_above": (optional, number, POSITIVE + ", or None", 0, inf, OPEN),
         "changes": (optional, checked_changes),
     }
 

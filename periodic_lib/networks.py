@@ -311,12 +311,13 @@ class Transformer(Network):
     """Small pre-norm transformer on patches, normalized so that every matrix is scale-invariant.
 
     The picture is cut into 4 x 4 patches, the tokens. A block: norm - queries, keys, values -
-    attention with normalized queries and keys - norm - output; norm - linear - ReLU - norm -
-    linear. The norm before each matrix that writes into the residual stream makes the matrices
-    before it invariant on their own; the writers (patch and position embedding, both output
-    matrices of each block) are invariant together. Tokens are averaged at the end. Normalizations
-    are layer norm or RMS norm over a token's features (a head's, for queries and keys): nothing
-    depends on the batch. The second norms are those of Wang et al. 2022 (arXiv 2210.06423).
+    attention with normalized queries and keys (`Setup.qk_norm`) - norm - output; norm - linear -
+    ReLU - norm - linear. The norm before each matrix that writes into the residual stream makes the
+    matrices before it invariant on their own; the writers (patch and position embedding, both
+    output matrices of each block) are invariant together. Tokens are averaged at the end.
+    Normalizations are layer norm or RMS norm over a token's features (a head's, for queries and
+    keys): nothing depends on the batch. The second norms are those of Wang et al. 2022 (arXiv
+    2210.06423).
     """
 
     STREAM = "stream"
@@ -330,8 +331,10 @@ class Transformer(Network):
         self._add("positions", (PATCHES**2, size), fan_in=size, group=self.STREAM)
         for i in range(self.depth):
             self._add_normalization(f"block{i}.norm_attention", size)
-            for matrix in (f"block{i}.{kind}" for kind in ("queries", "keys", "values")):
-                self._add(matrix, (size, size), fan_in=size, group=matrix)
+            for kind in ("queries", "keys", "values"):
+                matrix = f"block{i}.{kind}"
+                group = matrix if self.setup.qk_norm or kind == "values" else None
+                self._add(matrix, (size, size), fan_in=size, group=group, followed=True)
             self._add_normalization(f"block{i}.norm_heads", size)
             self._add(f"block{i}.output", (size, size), fan_in=size, group=self.STREAM)
             self._add_normalization(f"block{i}.norm_hidden", size)
@@ -364,7 +367,8 @@ class Transformer(Network):
             self._heads(self._linear(values[f"{block}.{matrix}"], h))
             for matrix in ("queries", "keys", "values")
         )
-        queries, keys = self._over_features(queries), self._over_features(keys)
+        if self.setup.qk_norm:
+            queries, keys = self._over_features(queries), self._over_features(keys)
         mixed = F.scaled_dot_product_attention(queries, keys, content)
         return mixed.transpose(1, 2).flatten(2).unflatten(0, h.shape[:2])  # the shape of h
 
@@ -412,17 +416,6 @@ def build(setup: Setup, shape: tuple[int, int, int], classes: int) -> Network:
     (16, 64)
     """
     return NETWORKS[setup.network](setup, shape, classes)
-
-
-def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the mean of -log softmax(logits)[label] of each run, (runs,).
-
-    `logits`: (runs, classes, batch), `labels`: (runs, batch).
-
-    >>> cross_entropy(torch.zeros(1, 10, 3), torch.zeros(1, 3, dtype=torch.long))  # ln 10
-    tensor([2.3026])
-    """
-    return F.cross_entropy(logits, labels, reduction="none").mean(dim=1)
 
 
 def second_derivatives() -> AbstractContextManager:

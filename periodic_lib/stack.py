@@ -8,25 +8,24 @@ anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
 import torch
 
-from periodic_lib import batches, datasets, devices, metrics, networks, optimizers
+from periodic_lib import batches, datasets, devices, losses, metrics, networks, optimizers
 from periodic_lib.config import Run, Setup
-from periodic_lib.normalization import Statistics
+from periodic_lib.evaluation import Evaluation
+from periodic_lib.guards import Guards
 from periodic_lib.project import ConfigError
 
 SCHEDULE_CHUNK = 1000  # steps whose learning-rate factors are on the device at once
-CURVATURE_EXAMPLES = 2048  # of the training set: all of digits
-EVALUATION_SEED = 0  # of the order in which the training set is evaluated
 FULL_BATCH_NUMBERS = 2**26  # input numbers of a full batch up to which all runs are stepped at once
 
 
-class Stack:
+class Stack(Evaluation):
     """R runs as one network: `weights` (runs, weights), the scale-invariant ones first, and what is
     done with them.
 
@@ -54,11 +53,12 @@ class Stack:
         self.setup, self.runs, self.device = setup, runs, device
         self.data = datasets.load(setup, device) if data is None else data.to(device)
         self.network = networks.build(setup, self.data.shape, self.data.classes)
+        self.loss_of, self.labels = losses.LOSSES[setup.loss], self.data.y_train
         self._lay_out(self._initial_values(initial or {}))
         n, dtype = self.weights.shape[1], self.weights.dtype
         self.optimizer = optimizers.make(setup, runs, self.n_invariant, n, dtype, device)
         self.seeds = [run.data_seed for run in runs]
-        self.steps_done = 0
+        self.steps_done = self._task = 0
         self.alive = torch.ones(len(runs), 1, dtype=torch.bool, device=device)
         self.steps_alive = torch.zeros(len(runs), dtype=torch.int64, device=device)
         schedules = {run.schedule for run in runs}
@@ -66,6 +66,7 @@ class Stack:
         self._keeps_elr = keeps if "constant_elr" in schedules else None
         self._project()
         self.changes = optimizers.Changes(self.optimizer, runs)
+        self.guards = Guards(runs, dtype, device)
         self.first_norm = metrics.norm(self.invariant).unsqueeze(1).clone()
         self.rate = torch.zeros_like(self.first_norm)  # learning rate of the last step
         self._factors = torch.empty(0)
@@ -161,13 +162,11 @@ class Stack:
         """
         # whole rows: three times as fast as x_train[index]
         x = self.data.x_train.index_select(0, index.flatten())
-        return x.unflatten(0, index.shape), self.data.y_train[index]
+        return x.unflatten(0, index.shape), self.labels[index]
 
     def _mean_loss(self, weights, x, labels, fixed) -> torch.Tensor:
         with self._autocast():
-            return networks.cross_entropy(
-                self.network.logits(self.values(weights, fixed), x), labels
-            )
+            return self.loss_of(self.network.logits(self.values(weights, fixed), x), labels)
 
     def _autocast(self):
         """Return the context in which a forward pass rounds to bfloat16, if `Setup.matmul` asks for
@@ -199,6 +198,7 @@ class Stack:
         these, too. Returns `metrics.measures("step")`, (measures, runs), or the loss alone, (1,
         runs); then for each part what `_of_parts` returns.
         """
+        self._reshuffle(self.steps_done)
         x, labels = self._examples(index)
         if self.setup.augment:
             x = batches.augment(x, self.seeds, self.steps_done, self.data.black)
@@ -214,6 +214,14 @@ class Stack:
                 self._graphs[size] = devices.Graph(self, x, labels, factor)
             return (self._graphs[size](x, labels, factor),)
         return self._update(x, labels, factor, parts)
+
+    def _reshuffle(self, step: int) -> None:
+        """Let the training labels change places if this step begins a new task."""
+        task, given = step // (self.setup.reshuffle_every or step + 1), self.data.y_train
+        if task != self._task:
+            self._task = task
+            order = np.random.default_rng([self.setup.sample_seed, task]).permutation(len(given))
+            self.labels = given[torch.as_tensor(order, device=given.device)]
 
     def _factor(self) -> torch.Tensor:
         """Return the schedule's factors of this step, (runs, 1)."""
@@ -235,7 +243,8 @@ class Stack:
             w, g = self.invariant, gradient[:, : self.n_invariant]
             factor = self._scheduled(factor)
             torch.mul(self.optimizer.lr, factor, out=self.rate)
-            new = self.optimizer.step(self.weights, gradient, factor)
+            new = self.optimizer.step(self.weights, self.guards.clipped(gradient), factor)
+            new = self.guards.kept(self.weights, new, gradient)
             step = metrics.Step(w, g, new[:, : self.n_invariant], loss, self.rate.squeeze(1))
             step.batch_sharpness = curved
             moved = metrics.norm(step.new) if parts is None else step.angular_update
@@ -337,94 +346,6 @@ class Stack:
 
         return torch.stack([of(measure) for measure in metrics.measures("step", parts=True)])
 
-    # -- measurements that leave the trajectory alone
-
-    @torch.no_grad()
-    def evaluate(self) -> torch.Tensor:
-        """Return `metrics.measures("evaluation")`, (measures, runs), without touching the
-        trajectory.
-        """
-        values, statistics = self.values(self.weights), Statistics()
-        on_train = self._mean_over(self.data.y_train, self._collect(values, statistics))
-        on_test = self._mean_over(self.data.y_test, self._apply(values, statistics))
-        return torch.cat([on_train, on_test])
-
-    @torch.no_grad()
-    def predict(self) -> torch.Tensor:
-        """Return the test set's logits, (runs, examples, classes), as `evaluate` judges them."""
-        values, statistics = self.values(self.weights), Statistics()
-        for _ in self._collect(values, statistics):
-            pass
-        logits = [logits for _, logits in self._apply(values, statistics)]
-        return torch.cat(logits, dim=2).transpose(1, 2)
-
-    def _mean_over(self, y: torch.Tensor, predictions: Iterable) -> torch.Tensor:
-        """Return mean loss and error, (2, runs), of (index, logits) against the labels `y`."""
-        sums, seen = torch.zeros(2, len(self.runs), dtype=self.weights.dtype, device=self.device), 0
-        for index, logits in predictions:
-            labels = y[index].expand(len(self.runs), -1)  # (runs, batch)
-            wrong = (logits.argmax(dim=1) != labels).to(sums.dtype).mean(dim=1)
-            sums += len(index) * torch.stack([networks.cross_entropy(logits, labels), wrong])
-            seen += len(index)
-        return sums / seen
-
-    def _collect(self, values, statistics: Statistics) -> Iterator[tuple]:
-        """Yield (index, logits) of the training set's mini-batches, in training mode, and collect
-        their statistics.
-        """
-        examples, size = len(self.data.x_train), self.setup.batch_size or len(self.data.x_train)
-        order = batches.BatchOrder(
-            [EVALUATION_SEED], examples, size, self.setup.drop_last, self.device
-        )
-        for _ in range(order.steps_per_epoch):
-            index = order.next()[0]
-            pictures = self.data.x_train[index]
-            yield index, self._logits(pictures, values, statistics, statistics.collect)
-            statistics.batches += 1
-
-    def _apply(self, values, statistics: Statistics) -> Iterator[tuple]:
-        """Yield (index, logits) of the test set, normalized by the collected statistics."""
-        size = self.setup.batch_size or len(self.data.x_train)
-        for index in torch.arange(len(self.data.x_test), device=self.device).split(size):
-            yield index, self._logits(self.data.x_test[index], values, statistics, statistics.apply)
-
-    def _logits(self, pictures, values, statistics: Statistics, how: Callable) -> torch.Tensor:
-        """Return the logits (runs, classes, batch) of all runs on the same (batch, ...)."""
-        statistics.begin()
-        with self._rounding(), self._autocast():
-            return self.network.logits(
-                values, pictures.expand(len(self.runs), *pictures.shape), how
-            )
-
-    def direction(self) -> torch.Tensor:
-        """Return the scale-invariant weights over their norm, (runs, n_invariant)."""
-        return self.invariant / metrics.norm(self.invariant).unsqueeze(1)
-
-    def sharpness(self) -> torch.Tensor:
-        """Return the spherical sharpness of every run, (runs,), over the first 2,048 training
-        examples.
-        """
-        x, labels = (t[None, :CURVATURE_EXAMPLES] for t in (self.data.x_train, self.data.y_train))
-        tops = []
-        for run in range(len(self.runs)):
-            one = slice(run, run + 1)
-            w = self.weights.detach()[one]
-            rest, fixed = w[:, self.n_invariant :], self._fixed_of(one)
-
-            def loss(v, rest=rest, fixed=fixed):
-                return self._mean_loss(torch.cat([v[None], rest], dim=1), x, labels, fixed).sum()
-
-            with self._rounding(), networks.second_derivatives():
-                finite = bool(torch.isfinite(w).all())
-                tops.append(metrics.sharpness(loss, w[0, : self.n_invariant]) if finite else np.nan)
-        return torch.tensor(tops, dtype=self.weights.dtype)
-
-    def snapshot(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return `metrics.measures("snapshot")`, in float32 on the CPU: what `direction` and
-        `predict` return.
-        """
-        return self.direction().float().cpu(), self.predict().float().cpu()
-
     # -- state
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -432,6 +353,7 @@ class Stack:
         own = {"weights": self.weights.detach(), "alive": self.alive}
         own |= {"steps_alive": self.steps_alive, "steps_done": torch.tensor(self.steps_done)}
         own |= {"first_norm": self.first_norm, "held_norm": self.changes.held}
+        own |= {f"guards_{name}": value for name, value in self.guards.state().items()}
         return own | {f"optimizer_{name}": value for name, value in self.optimizer.state().items()}
 
     @torch.no_grad()
@@ -447,4 +369,5 @@ class Stack:
         )
         self.steps_done = int(state["steps_done"])
         self.changes.seek(self.steps_done)
+        self._reshuffle(max(self.steps_done - 1, 0))
         self._factors = torch.empty(0)

@@ -41,6 +41,7 @@ from tqdm import tqdm
 
 from periodic_lib import datasets, networks
 from periodic_lib.config import Setup, grid
+from periodic_lib.losses import cross_entropy
 from periodic_lib.project import root, write_whole
 from periodic_lib.sources import import_torchvision
 from periodic_lib.stack import Stack
@@ -282,7 +283,7 @@ def operations_of(case: Case) -> float:
     x = torch.randn(1, case.setup.batch_size, *case.shape)
     labels = torch.zeros(1, case.setup.batch_size, dtype=torch.long)
     with FlopCounterMode(display=False) as counter:
-        loss = networks.cross_entropy(network.logits(values, x), labels)
+        loss = cross_entropy(network.logits(values, x), labels)
         torch.autograd.grad(loss.sum(), trained)
     return float(counter.get_total_flops())
 

@@ -17,6 +17,7 @@ NETWORKS = """
 import sys
 import torch
 from periodic_lib import Setup, grid, networks
+from periodic_lib.losses import cross_entropy
 from periodic_lib.stack import Stack
 
 torch.set_num_threads(int(sys.argv[1]))
@@ -42,7 +43,7 @@ for width in (2, 3, 4, 5, 6, 7, 8):  # pictures of 3 channels: of one, a run alo
     gradients = []
     for dtype in (torch.float64, torch.float32):
         values = {name: value[None].to(dtype).requires_grad_() for name, value in resnet.initialize(0).items()}
-        loss = networks.cross_entropy(resnet.logits(values, x.to(dtype)), labels).sum()
+        loss = cross_entropy(resnet.logits(values, x.to(dtype)), labels).sum()
         parts = torch.autograd.grad(loss, list(values.values()))
         gradients.append(torch.cat([part.double().flatten() for part in parts]))
     exact, single = gradients

@@ -33,7 +33,10 @@ ALLOWED = {  # module -> modules of the library that it may import beside those,
     "metrics": set(),
     "results": set(),
     "devices": set(),
-    "stack": {"batches", "datasets", "devices", "networks", "normalization", "optimizers", "metrics"},
+    "guards": set(),
+    "losses": set(),
+    "evaluation": {"batches", "metrics", "networks", "normalization"},
+    "stack": {"batches", "datasets", "devices", "evaluation", "guards", "losses", "networks", "optimizers", "metrics"},
     "recording": {"stack", "metrics", "results"},
     "training": {"stack", "recording", "batches", "results"},
     "periods": {"theory"},
@@ -54,7 +57,7 @@ ALLOWED = {  # module -> modules of the library that it may import beside those,
     "__main__": {"cli"},
 }
 TORCH = {"batches", "datasets", "devices", "networks", "normalization", "optimizers", "metrics", "stack"}
-TORCH |= {"recording", "training"}
+TORCH |= {"recording", "training", "guards", "evaluation", "losses"}
 NO_TORCH = sorted(set(ALLOWED) - TORCH - {"__main__", "__init__"})
 
 

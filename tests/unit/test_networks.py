@@ -5,6 +5,7 @@ from torch import nn
 
 from periodic_lib import networks
 from periodic_lib.config import Run, Setup
+from periodic_lib.losses import cross_entropy, squared_error
 from periodic_lib.metrics import scale_sensitivity
 from periodic_lib.normalization import FEATURES, PICTURES, Statistics, batch_norm
 from periodic_lib.project import ConfigError
@@ -35,14 +36,17 @@ def make(name, shape=(1, 8, 8), **options):
 
 @pytest.mark.parametrize("others", [False, True])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("name", [*NETWORKS, "transformer rmsnorm", "mlp layernorm", "mlp rmsnorm", "mlp none"])
+@pytest.mark.parametrize(
+    "name", [*NETWORKS, "transformer rmsnorm", "mlp layernorm", "mlp rmsnorm", "mlp none", "transformer plain"]
+)
 def test_declared_scale_invariance_is_what_a_probe_finds(name, shape, others):
     name, _, normalization = name.partition(" ")
-    network, values, x = make(name, shape, train_others=others, normalization=normalization or None)
+    how = {"qk_norm": False} if normalization == "plain" else {"normalization": normalization or None}
+    network, values, x = make(name, shape, train_others=others, **how)
     labels = torch.arange(12).expand(RUNS, -1) % 10
 
     def loss(v):
-        return networks.cross_entropy(network.logits(v, x), labels)
+        return cross_entropy(network.logits(v, x), labels)
 
     groups = {}
     for parameter in network.parameters:
@@ -143,7 +147,7 @@ def test_run_by_run_gives_the_losses_and_gradients_of_all_runs_together(name, ot
     found = []
     for logits in (network._logits, network._logits_by_run):
         leaves = {key: value.clone().requires_grad_() for key, value in values.items()}
-        losses = networks.cross_entropy(logits(leaves, x, batch_norm), labels)
+        losses = cross_entropy(logits(leaves, x, batch_norm), labels)
         found.append([losses, *torch.autograd.grad(losses.sum(), list(leaves.values()))])
     for together, one_by_one in zip(*found, strict=True):
         assert torch.allclose(together, one_by_one, rtol=1e-9, atol=1e-10)
@@ -177,7 +181,7 @@ def test_a_transformers_hessian_vector_product_is_a_difference_of_gradients(norm
     labels, name = torch.arange(12).expand(RUNS, -1) % 10, "block0.queries"
 
     def gradient(matrix):
-        loss = networks.cross_entropy(network.logits({**values, name: matrix}, x), labels).sum()
+        loss = cross_entropy(network.logits({**values, name: matrix}, x), labels).sum()
         return torch.autograd.grad(loss, matrix, create_graph=True)[0]
 
     vector = torch.randn(values[name].shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -287,3 +291,12 @@ def test_the_convnet_has_one_to_five_blocks(depth, shape):
 def test_impossible_networks_are_refused(options, word):
     with pytest.raises(ConfigError, match=word):
         Setup(**options)
+
+
+def test_squared_error_is_half_pytorchs_sum_over_classes():
+    logits = torch.randn(RUNS, 10, 7, dtype=torch.float64)
+    labels = torch.randint(10, (RUNS, 7))
+    for run in range(RUNS):
+        indicator = nn.functional.one_hot(labels[run], 10).to(logits.dtype)
+        theirs = nn.functional.mse_loss(logits[run].T, indicator, reduction="sum") / 7 / 2
+        assert torch.allclose(squared_error(logits, labels)[run], theirs, rtol=1e-12)
