@@ -1,6 +1,8 @@
 """Where the arrays of a data set come from, as they are there: `Setup.dataset` names the source.
 
 - "digits", "breast_cancer": embedded in scikit-learn.
+- "moby_dick": the first chapters of the novel, in the project's data/text, as "pictures" of 4 x 4
+  characters, each a 1 in its letter's channel; the class is the character that follows.
 - "cifar10", "cifar100", "fashion_mnist": torchvision's, in $PERIODIC_DATA, else in the project's
   data/downloads. What is absent is downloaded, unless PERIODIC_OFFLINE=1; Fashion-MNIST is also
   taken from Debian's package dataset-fashion-mnist.
@@ -33,6 +35,9 @@ from periodic_lib.checks import known_names
 from periodic_lib.project import ConfigError
 
 DIGITS_TEST_SIZE, BREAST_CANCER_TEST_SIZE = 360, 114
+ALPHABET = "abcdefghijklmnopqrstuvwxyz "  # of text: everything else is a space
+CONTEXT = 16  # characters by which the next one is told, 4 x 4
+TEXT_SIZES = (4000, 1000)  # places in the first nine tenths of a text, and in the last
 SPLIT_SEED = 0  # of the embedded data
 MAX_BYTES = 8 * 10**9  # of your own file, and of its arrays when unpacked
 
@@ -137,7 +142,24 @@ def _split(x: np.ndarray, y: np.ndarray, test_size: int, shape: tuple[int, ...])
     return Arrays(x_train.reshape(-1, *shape), y_train, x_test.reshape(-1, *shape), y_test)
 
 
-EMBEDDED = {"digits": _digits, "breast_cancer": _breast_cancer}
+@cache
+def _moby_dick() -> Arrays:
+    """Places of Moby-Dick, 4,000 of the first nine tenths and 1,000 of the last tenth."""
+    text = (project.root() / "data" / "text" / "moby_dick.txt").read_text(encoding="utf-8")
+    letters = "".join(one if one in ALPHABET else " " for one in text.lower())
+    codes = np.array([ALPHABET.index(one) for one in " ".join(letters.split())])
+    generator, border = np.random.default_rng(SPLIT_SEED), 9 * len(codes) // 10
+    halves = []
+    for part, size in zip((codes[:border], codes[border:]), TEXT_SIZES, strict=True):
+        places = generator.choice(len(part) - CONTEXT, size, replace=False)
+        context = part[places[:, None] + np.arange(CONTEXT)]  # (n, 16)
+        pictures = np.eye(len(ALPHABET), dtype=np.float32)[context]  # (n, 16, letters)
+        shape = (size, len(ALPHABET), 4, 4)
+        halves += [pictures.transpose(0, 2, 1).reshape(shape), part[places + CONTEXT]]
+    return Arrays(*halves)
+
+
+EMBEDDED = {"digits": _digits, "breast_cancer": _breast_cancer, "moby_dick": _moby_dick}
 
 
 # ---------------------------------------------------------------- your own file

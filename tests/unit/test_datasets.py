@@ -16,10 +16,26 @@ import numpy as np
 import pytest
 import torch
 
-from periodic_lib import batches, datasets, sources
+from periodic_lib import batches, datasets, project, sources
 from periodic_lib.batches import BatchOrder, FixedOrder, with_fresh_noise
 from periodic_lib.config import DATASETS, Setup
 from periodic_lib.project import ConfigError
+
+
+def test_a_character_of_the_novel_is_told_by_the_sixteen_before_it():
+    data = datasets.load(Setup(dataset="moby_dick"))
+    assert data.shape == (27, 4, 4)
+    assert (data.classes, len(data.y_train), len(data.y_test)) == (27, 4000, 1000)
+    assert (data.x_train.sum(1) == 1).all()
+    letters = np.array(list("abcdefghijklmnopqrstuvwxyz "))
+    text = (project.root() / "data" / "text" / "moby_dick.txt").read_text(encoding="utf-8").lower()
+    plain = re.sub("[^a-z]+", " ", text)
+    border = 9 * len(plain) // 10
+    halves = ((data.x_train, data.y_train, plain[:border]), (data.x_test, data.y_test, plain[border:]))
+    for x, y, part in halves:
+        for k in range(0, len(y), 100):
+            context = "".join(letters[x[k].flatten(1).argmax(0)])
+            assert context + letters[y[k]] in part
 
 
 def test_breast_cancer_has_the_stated_split_and_scale():
