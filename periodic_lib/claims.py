@@ -24,7 +24,7 @@ MOSTLY = 0.8  # of the outcomes
 FEW = 5  # fewer outcomes say little
 KINDS = ("measured", "predicted", "definition", "identity", "withdrawn")
 COUNTED = ("measured", "predicted")  # kinds that are findings
-TOPICS = ("mechanism", "conditions", "presumptions", "practice", "scale")
+TOPICS = ("mechanism", "conditions", "presumptions", "practice", "scale", "beyond")
 CLAIM_KEYS = (
     "chapter", "topic", "kind", "fixed", "statement", "source", "setting", "paper_value", "rule",
     "verdict",

@@ -63,8 +63,8 @@ def test_run_prints_a_row_per_run_and_the_file(capsys, tmp_path):
     assert Path(out.strip().splitlines()[-1]).is_file()
 
 
-def test_momentum_runs_have_no_regime_yet(capsys):
-    assert cli.main(["run", "rescaling", "--profile", "smoke", "--set", "momentum=0.9", "--set", "steps=5"]) == 0
+def test_runs_whose_decay_is_in_adams_gradient_have_no_regime_without_a_break(capsys):
+    assert cli.main(["run", "rescaling", "--profile", "smoke", "--set", "optimizer=adam", "--set", "steps=5"]) == 0
     assert " – " in capsys.readouterr().out
 
 

@@ -256,7 +256,8 @@ def test_cuda_follows_the_cpu():
 @pytest.mark.parametrize("name", ["convnet", "resnet18", "transformer"])
 @pytest.mark.parametrize("others", [False, True])
 def test_every_network_trains_the_same_in_a_stack_and_alone(name, others):
-    setup = Setup(network=name, width=16, steps=6, batch_size=32, dtype="float64", train_others=others, augment=True)
+    few = {"width": 16, "train_size": 96, "batch_size": 32, "steps": 6}
+    setup = Setup(network=name, dtype="float64", train_others=others, augment=True, **few)
     runs = [Run(0.05, 1e-2), Run(0.1, 1e-3, init_seed=1, data_seed=2, schedule="cosine", warmup=3, others_lr=0.01)]
     together = quick(setup, runs, record=Record(evaluate_every=6))
     for row, run in enumerate(runs):
@@ -567,7 +568,7 @@ def test_killed_at_a_random_step_and_started_again_is_bit_identical(tmp_path):
     code = (
         "import sys; from periodic_lib import Setup, Run, Record, train, training; training.RESUME_SECONDS = 0.05; "
         "from periodic_lib import results; "
-        "out = train(Setup(width=16, depth=2, steps=3000), [Run(0.3, 1e-2), Run(0.1, 1e-2, data_seed=1)], "
+        "out = train(Setup(width=16, depth=2, steps=1200), [Run(0.3, 1e-2), Run(0.1, 1e-2, data_seed=1)], "
         "Record(evaluate_every=500), resume=sys.argv[1], progress=False); results.save(out, sys.argv[2])"
     )
     state, killed, whole = (tmp_path / name for name in ("state.npz", "killed.nc", "whole.nc"))
