@@ -27,6 +27,9 @@ MARKERS = "osD^vPX<>"
 PHASE_COLORS = {"A": "#0173b2", "B": "#de8f05", "C": "#cc3311"}  # of the colour-blind safe palette
 REGIME_COLORS = {
     "convergence": "#56b4e9",
+    "one break": "#f7dfae",
+    "two breaks": "#ecb95c",
+    "irregular breaks": "#b35806",
     "periodic": "#de8f05",
     "equilibrium": "#029e73",
     "divergence": "#595959",

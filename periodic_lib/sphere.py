@@ -86,7 +86,7 @@ def e_fold(elr: Sequence[float], waiting: Sequence[float]) -> tuple[float, float
     """Return how much more ELR multiplies the waiting time by e, and how well a line fits.
 
     Least squares of ln(waiting) by ELR: 1 / slope, and the correlation of the two. Runs that did
-    not converge are left out: both are of those that did.
+    not converge are left out: both are of those that did, and nan if these have no two rates.
 
     >>> [round(value, 6) for value in e_fold([0.01, 0.02, 0.03], np.exp([1.0, 3.0, 5.0]))]
     [0.005, 1.0]
@@ -95,5 +95,7 @@ def e_fold(elr: Sequence[float], waiting: Sequence[float]) -> tuple[float, float
 
     elr, waiting = np.asarray(elr, float), np.asarray(waiting, float)
     found = np.isfinite(waiting)
+    if len(np.unique(elr[found])) < 2:
+        return float("nan"), float("nan")
     line = stats.linregress(elr[found], np.log(waiting[found]))
     return float(1 / line.slope), float(line.rvalue)

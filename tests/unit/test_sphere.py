@@ -52,6 +52,7 @@ def test_order_border_and_line():
     assert np.isnan(border(table, "convergence"))  # at the largest rate half of them still converge
     assert border(table.query("elr < 8 or regime == 'divergence'"), "convergence") == pytest.approx(4.0)
     assert e_fold([1, 2, 3, 4], [np.e, np.e**3, np.nan, np.e**7]) == pytest.approx((0.5, 1.0))
+    assert np.isnan(e_fold([1, 1, 2], [5.0, 6.0, np.nan])).all()
 
 
 def test_a_short_training_converges_below_and_not_above():
