@@ -32,6 +32,7 @@ REGIME_COLORS = {
     "irregular breaks": "#b35806",
     "periodic": "#de8f05",
     "equilibrium": "#029e73",
+    "chaotic equilibrium": "#cc78bc",
     "divergence": "#595959",
 }
 

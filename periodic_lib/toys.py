@@ -144,6 +144,8 @@ class SphereToy:
     elr_start : effective learning rate at the start.
     lr : train at this learning rate without weight decay; `lr_wd` and `weight_decay` are then not
         used.
+    elr : train on the sphere, without weight decay: at the start and after every step the weights
+        get the norm at which the effective learning rate is this; None: free.
     dtype : "float64", or "float32" to compute every step in 32 bits (points and start are the same,
         rounded once).
 
@@ -167,6 +169,7 @@ class SphereToy:
     weight_decay: float = 0.1
     elr_start: float = 0.02
     lr: float | None = None
+    elr: ArrayLike | None = None
     dtype: str = "float64"
 
     def __post_init__(self):
@@ -175,6 +178,8 @@ class SphereToy:
         ranges = {"gain": (0, inf), "margin": (0, 1), "flipped": (0, 1), "eps": (0, inf)}
         for value in np.ravel(self.lr_wd):
             number("lr_wd", value, "a number above 0 and below 1", 0, 1, low_open=True)
+        for value in [] if self.elr is None else np.ravel(self.elr):
+            number("elr", value, "a positive number, or None", 0, inf, low_open=True)
         for name, (low, high) in ranges.items():
             for value in np.ravel(getattr(self, name)):
                 number(name, value, f"a number from {low} to below {high}", low, high)
@@ -189,6 +194,7 @@ class SphereToy:
     def _columns(self) -> dict[str, np.ndarray]:
         """The parameters, one entry per run."""
         names = ("lr_wd", "gain", "margin", "flipped", "batch", "eps", "seed")
+        names += () if self.elr is None else ("elr",)
         values = np.broadcast_arrays(*(np.atleast_1d(getattr(self, name)) for name in names))
         return dict(zip(names, values, strict=True))
 
@@ -216,7 +222,8 @@ class SphereToy:
         seed = self._columns["seed"]
         height = 2 * random_numbers(seed, START_STREAM, 0) - 1
         u = _on_sphere(height, 2 * np.pi * random_numbers(seed, START_STREAM, 1))
-        return u * np.sqrt(self.learning_rate / self.elr_start)[:, None]
+        elr = self._columns.get("elr", self.elr_start)
+        return u * np.sqrt(self.learning_rate / elr)[:, None]
 
     def _batches(self, first: int, steps: int) -> np.ndarray:
         """Return the points of `steps` steps from `first` on, (runs, steps, largest batch)."""
@@ -292,7 +299,8 @@ class SphereToy:
         factor of weight decay, the weight of each point of a batch, gain, epsilon (runs, ...).
         """
         column, eta = self._columns, self.learning_rate[:, None]
-        shrink = 1 - eta * self.weight_decay if self.lr is None else np.ones_like(eta)
+        decays = self.lr is None and self.elr is None
+        shrink = 1 - eta * self.weight_decay if decays else np.ones_like(eta)
         used = np.arange(int(column["batch"].max())) < column["batch"][:, None]
         weight = np.where(used, 1 / column["batch"][:, None], 0.0)  # (runs, largest batch)
         exact = (self.x, eta, shrink, weight, column["gain"][:, None], column["eps"])
@@ -309,6 +317,7 @@ class SphereToy:
         index = self._batches(first, steps)  # (runs, steps, largest batch)
         chosen = x[np.arange(len(x))[:, None, None], index]  # (runs, steps, largest batch, 3)
         directions, gradients = np.empty((2, steps, *weights.shape[1:]), weights.dtype)
+        length = np.sqrt(np.einsum("ra,ra->r", self.start, self.start)).astype(self.dtype)
         for t, w in enumerate(weights[:-1]):
             scale = np.sqrt(np.einsum("ra,ra->r", w, w) + eps)[:, None]
             u = w / scale
@@ -318,6 +327,9 @@ class SphereToy:
             gradient = (u * np.einsum("ra,ra->r", u, downhill)[:, None] - downhill) / scale
             directions[t], gradients[t] = u, gradient
             weights[t + 1] = shrink * w - eta * gradient
+            if self.elr is not None:
+                new = weights[t + 1]
+                new *= (length / np.sqrt(np.einsum("ra,ra->r", new, new)))[:, None]
         loss = np.logaddexp(0, -gain[..., None] * np.einsum("rpa,tra->rtp", x, directions))
         return {
             "train_loss": loss.mean(-1),
@@ -340,8 +352,9 @@ class SphereToy:
         variables = {name: (("run", "step"), value) for name, value in values.items()}
         direction = (weights[:-1] / norm[:-1, :, None]).transpose(1, 0, 2)
         variables["direction"] = (("run", "step", "axis"), direction)
-        decay = self.weight_decay if self.lr is None else 0.0
-        columns = self._columns | {
+        decay = self.weight_decay if self.lr is None and self.elr is None else 0.0
+        parameters = {name: values for name, values in self._columns.items() if name != "elr"}
+        columns = parameters | {
             "lr": self.learning_rate,
             "weight_decay": np.full(len(rho), decay),
             "momentum": np.zeros(len(rho)),

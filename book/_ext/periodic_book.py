@@ -14,6 +14,7 @@ published is a warning, and so fails the build.
 from pathlib import Path
 
 from docutils import nodes
+from docutils.parsers.rst import directives
 from docutils.statemachine import StringList
 from periodic_lib import claims
 from sphinx.util import logging
@@ -85,18 +86,25 @@ class ChapterFigure(SphinxDirective):
 
 
 class Simulator(ChapterFigure):
-    """The live simulator. Its figure and caption are a chapter figure's, which simulator.js finds in its container."""
+    """The live simulator. Its figure and caption are a chapter figure's, which simulator.js finds in its container.
+
+    Option `mode: sphere`: at an effective learning rate that a slider holds, instead of weight decay.
+    """
 
     required_arguments = 0
     optional_arguments = 1
+    option_spec = {
+        "mode": lambda value: directives.choice(value, ("free", "sphere"))
+    }
 
     def run(self):
         figure = super().run() if self.arguments else self.caption_alone()
         script = Path(__file__).with_name("simulator.js")
         self.env.note_dependency(str(script))
         code = script.read_text(encoding="utf-8")
+        mode = self.options.get("mode", "free")
         return [
-            raw_html('<div class="simulator">'),
+            raw_html(f'<div class="simulator" data-mode="{mode}">'),
             *figure,
             raw_html(f"</div><script>\n{code}</script>"),
         ]

@@ -27,6 +27,14 @@
     points: 16,
     weightDecay: 0.1,
     elrStart: 0.02,
+    heldElr: 0, // on the sphere: the effective learning rate at which the norm is held; 0: free
+  };
+
+  /* On the sphere; each shows what the effective learning rate decides. */
+  const SPHERE_PRESETS = {
+    settles: { heldElr: 0.1, seed: 3, speed: 10 },
+    "to and fro": { heldElr: 0.22, seed: 3, speed: 10 },
+    wanders: { heldElr: 0.5, seed: 3, speed: 10 },
   };
 
   function mix(hash) {
@@ -65,6 +73,15 @@
       this.change({ ...DEFAULTS, ...parameters });
       this.rate = this.lrWd / this.weightDecay;
       this.weights = this.#start();
+      this.#hold();
+    }
+
+    /* On the sphere: give the weights the norm at which the effective learning rate is `heldElr`. */
+    #hold() {
+      if (!this.heldElr) return;
+      const [w0, w1, w2] = this.weights;
+      const factor = Math.sqrt(this.rate / this.heldElr) / Math.sqrt(w0 * w0 + w1 * w1 + w2 * w2);
+      for (let k = 0; k < 3; k++) this.weights[k] *= factor;
     }
 
     /* Go on with other parameters; a new `lrWd` is a new weight decay, so that nothing jumps. */
@@ -73,6 +90,7 @@
       if (this.rate) this.weightDecay = this.lrWd / this.rate;
       this.#placePoints();
       this.chosen = new Int32Array(this.batch).map((_, place) => place);
+      if (this.weights) this.#hold();
     }
 
     #placePoints() {
@@ -135,10 +153,11 @@
       this.norm = Math.sqrt(square);
       this.elr = rate / square;
       this.gradient = this.norm * Math.sqrt(g0 * g0 + g1 * g1 + g2 * g2);
-      const shrink = 1 - rate * this.weightDecay;
+      const shrink = this.heldElr ? 1 : 1 - rate * this.weightDecay;
       weights[0] = shrink * w0 - rate * g0;
       weights[1] = shrink * w1 - rate * g1;
       weights[2] = shrink * w2 - rate * g2;
+      this.#hold();
       this.angle = angleBetween(w0, w1, w2, weights[0], weights[1], weights[2]);
       this.direction[0] = w0 / this.norm;
       this.direction[1] = w1 / this.norm;
@@ -284,7 +303,33 @@
     }
   }
 
-  const simulator = { PRESETS, DEFAULTS, Toy, Judge, randomNumber };
+  const SETTLED = 0.03; // loss, as `sphere.LOW_LOSS`
+  const RECENT = 201; // steps of the median
+
+  /* Judges a run on the sphere: has it settled in a valley? A change of the answer is a freezing or a melting. */
+  class SphereJudge {
+    constructor() {
+      this.losses = [];
+      this.steps = this.freezings = this.meltings = 0;
+      this.settled = false;
+    }
+
+    observe({ loss }) {
+      this.losses.push(loss);
+      if (this.losses.length > RECENT) this.losses.shift();
+      if (++this.steps % 50 || this.losses.length < RECENT) return;
+      const settled = median(this.losses) < SETTLED;
+      if (settled !== this.settled) this[settled ? "freezings" : "meltings"] += 1;
+      this.settled = settled;
+    }
+
+    get regime() {
+      if (this.steps < RECENT) return "too early to say";
+      return this.settled ? "settled" : "wandering";
+    }
+  }
+
+  const simulator = { PRESETS, SPHERE_PRESETS, DEFAULTS, Toy, Judge, SphereJudge, randomNumber };
   if (typeof module !== "undefined") module.exports = simulator;
   if (typeof document === "undefined") return;
 
@@ -671,6 +716,9 @@
       value: (position) => Number((10 ** position).toPrecision(position < 1 ? 1 : 2)), position: Math.log10 },
   ];
 
+  const ELR_SLIDER = { name: "heldElr", label: "effective learning rate", low: -2, high: 1, by: 0.05, value: power,
+    position: Math.log10 };
+
   const PLOTS = {
     sphere: "Loss on the sphere of weight directions, with the path of the weights. Arrow keys rotate it.",
     loss: "Training loss against step",
@@ -680,6 +728,16 @@
 
   const READINGS = { regime: "regime", count: "destabilizations", period: "mean period", step: "step",
     loss: "training loss", norm: "weight norm" };
+
+  const MODES = { // what the element's data-mode asks for; `first` is the preset at the start
+    free: { presets: PRESETS, first: "periodic", plots: Object.keys(PLOTS), readings: READINGS, sliders: SLIDERS },
+    sphere: {
+      presets: SPHERE_PRESETS, first: "to and fro", plots: ["sphere", "loss"],
+      readings: { regime: "state", count: "settled", period: "left again", step: "step", loss: "training loss",
+        norm: "weight norm" },
+      sliders: [ELR_SLIDER, ...SLIDERS.filter(({ name }) => !["lrWd", "eps"].includes(name))],
+    },
+  };
 
   const STATUS_WAIT = 4000; // milliseconds from one spoken status to the next, at least
   const READING_WAIT = 200;
@@ -696,7 +754,8 @@
       this.root = root;
       this.id = `simulator-${number}`;
       this.sphere = new Sphere();
-      this.parameters = { ...DEFAULTS, ...PRESETS.periodic };
+      this.mode = MODES[root.dataset.mode] || MODES.free;
+      this.parameters = { ...DEFAULTS, ...this.mode.presets[this.mode.first] };
       this.playing = !window.matchMedia("(prefers-reduced-motion: reduce)").matches;
       this.visible = false;
       this.#build();
@@ -724,8 +783,9 @@
     }
 
     #buttons() {
-      this.presets = Object.keys(PRESETS).map((name) =>
-        this.#button(name, () => this.choose(name), { "aria-pressed": String(name === "periodic") }));
+      const { presets, first } = this.mode;
+      this.presets = Object.keys(presets).map((name) =>
+        this.#button(name, () => this.choose(name), { "aria-pressed": String(name === first) }));
       this.playButton = this.#button("", () => this.play(!this.playing));
       const step = this.#button("one step", () => this.stepOnce());
       const restart = this.#button("restart", () => this.restart());
@@ -743,7 +803,7 @@
     #readings() {
       this.readings = {};
       const list = element("dl", { class: "simulator-readings simple" });
-      for (const [name, label] of Object.entries(READINGS)) {
+      for (const [name, label] of Object.entries(this.mode.readings)) {
         this.readings[name] = element("dd", { "data-reading": name });
         list.append(element("div", {}, element("dt", {}, label), this.readings[name]));
       }
@@ -753,7 +813,8 @@
     #plots() {
       this.pictures = {};
       const plots = element("div", { class: "simulator-plots" });
-      for (const [name, label] of Object.entries(PLOTS)) {
+      for (const name of this.mode.plots) {
+        const label = PLOTS[name];
         const canvas = element("canvas", { role: "img", "aria-label": label, "data-plot": name });
         this.pictures[name] = new Picture(canvas);
         plots.append(canvas);
@@ -783,7 +844,7 @@
     #sliders() {
       this.inputs = {};
       const sliders = element("div", { class: "simulator-sliders" });
-      for (const slider of SLIDERS) {
+      for (const slider of this.mode.sliders) {
         const id = `${this.id}-${slider.name}`;
         const { low: min, high: max, by: step } = slider;
         const input = element("input", { type: "range", id, min, max, step });
@@ -809,7 +870,7 @@
     // ---- what a reader can do
 
     choose(name) {
-      Object.assign(this.parameters, DEFAULTS, PRESETS[name]);
+      Object.assign(this.parameters, DEFAULTS, this.mode.presets[name]);
       this.#press(name);
       this.restart();
     }
@@ -830,7 +891,7 @@
       this.toy.change({ [name]: value });
       if (name === "lrWd") this.#forget();
       else this.history.marks.push(this.toy.steps);
-      this.judge = new Judge(this.parameters.lrWd);
+      if (name !== "heldElr") this.judge = this.#newJudge();
       this.sphere.forget();
       this.request();
     }
@@ -850,9 +911,13 @@
       for (const button of this.presets) button.setAttribute("aria-pressed", String(button.textContent === chosen));
     }
 
+    #newJudge() {
+      return this.mode === MODES.sphere ? new SphereJudge() : new Judge(this.parameters.lrWd);
+    }
+
     #forget() {
       const { lrWd } = this.parameters;
-      this.judge = new Judge(lrWd);
+      this.judge = this.#newJudge();
       this.history = new History(lrWd);
       this.trail = new Trail(lrWd);
       this.sphere.forget();
@@ -900,8 +965,8 @@
       for (const picture of Object.values(pictures)) picture.clear(theme);
       this.sphere.draw(pictures.sphere, toy, this.trail);
       drawSeries(pictures.loss, history, "loss", "training loss");
-      drawSeries(pictures.norm, history, "norm", "weight norm");
-      drawPhases(pictures.phases, history, toy.lrWd);
+      if (pictures.norm) drawSeries(pictures.norm, history, "norm", "weight norm");
+      if (pictures.phases) drawPhases(pictures.phases, history, toy.lrWd);
       this.#read();
       this.statusTimer ||= setTimeout(() => {
         this.statusTimer = 0;
@@ -916,11 +981,18 @@
       if (this.playing && now < this.readAt + READING_WAIT) return;
       this.readAt = now;
       const { judge, toy } = this;
-      const period = judge.meanPeriod;
-      const texts = { regime: judge.regime, count: whole(judge.starts.length), step: whole(toy.steps),
-        period: period ? `${whole(period)} steps` : "\u2013" };
+      const [count, period] = this.#events();
+      const texts = { regime: judge.regime, count, period, step: whole(toy.steps) };
       for (const name of ["loss", "norm"]) texts[name] = toy.steps ? short(toy[name]) : "\u2013";
       for (const [name, text] of Object.entries(texts)) this.readings[name].textContent = text;
+    }
+
+    /* Return what is counted: breaks and the period between them, or how often a run has settled and left again. */
+    #events() {
+      const { judge } = this;
+      if (judge instanceof SphereJudge) return [judge.freezings, judge.meltings].map((count) => `${whole(count)} times`);
+      const period = judge.meanPeriod;
+      return [whole(judge.starts.length), period ? `${whole(period)} steps` : "\u2013"];
     }
 
     /* Say the state in one sentence; while it runs only if the regime changed, or now and then. */
@@ -933,11 +1005,12 @@
       this.saidAt = now;
       this.status.textContent = this.#sentence(regime);
       if (!toy.steps) return;
-      for (const name of ["loss", "norm"]) {
+      for (const name of ["loss", "norm"].filter((plot) => this.pictures[plot])) {
         const [low, high] = this.history.range(name).map(short);
         const label = `${PLOTS[name]}: now ${short(toy[name])}, between ${low} and ${high} in the plot`;
         this.pictures[name].canvas.setAttribute("aria-label", label);
       }
+      if (!this.pictures.phases) return;
       const place = `now ${short(toy.elr)} and ${short(toy.gradient)}`;
       this.pictures.phases.canvas.setAttribute("aria-label", `${PLOTS.phases}: ${place}`);
     }
@@ -945,6 +1018,11 @@
     #sentence(regime) {
       const { judge, toy } = this;
       if (!toy.steps) return "Ready to simulate.";
+      if (judge instanceof SphereJudge) {
+        const [settled, left] = this.#events();
+        return `State: ${regime}; settled ${settled}, left again ${left}, in ${whole(judge.steps)} steps; ` +
+          `training loss ${short(toy.loss)}, effective learning rate ${short(toy.elr)}.`;
+      }
       const count = judge.starts.length;
       const period = judge.meanPeriod ? `, one every ${whole(judge.meanPeriod)} steps` : "";
       const events = `${whole(count)} destabilization${count === 1 ? "" : "s"} in ${whole(judge.steps)} steps${period}`;

@@ -167,3 +167,58 @@ def test_the_script_can_be_written_into_a_page_and_loads_nothing():
     code = SCRIPT.read_text(encoding="utf-8")
     for word in ("http", "</script", "fetch(", "import(", "XMLHttpRequest", "WebSocket"):
         assert word not in code
+
+
+# ---------------------------------------------------------------- on the sphere
+
+CALM = 200  # steps: where a run wanders rounding grows e-fold in some ten steps
+STATES = {"settles": "settled", "wanders": "wandering"}
+
+
+@pytest.fixture(scope="module")
+def on_sphere(folder):
+    body = f"""
+        const found = {{}};
+        for (const [name, preset] of Object.entries(simulator.SPHERE_PRESETS)) {{
+          const toy = new simulator.Toy(preset), judge = new simulator.SphereJudge();
+          const kept = {{ elr: preset.heldElr, seed: preset.seed, loss: [], norm: [], angle: [] }};
+          for (let step = 0; step < {JUDGED}; step++) {{
+            toy.step();
+            judge.observe(toy);
+            if (step < {CALM}) for (const one of ["loss", "norm", "angle"]) kept[one].push(toy[one]);
+          }}
+          found[name] = {{ ...kept, regime: judge.regime, freezings: judge.freezings, meltings: judge.meltings }};
+        }}
+        return found;"""
+    return in_javascript(body, None, folder)
+
+
+def test_numbers_on_the_sphere_are_the_librarys(on_sphere):
+    for case in on_sphere.values():
+        toy = SphereToy(elr=case["elr"], seed=case["seed"]).run(CALM)
+        np.testing.assert_allclose(case["loss"], toy.train_loss[0], rtol=PRECISION)
+        np.testing.assert_allclose(case["norm"], toy.weight_norm[0], rtol=PRECISION)
+        np.testing.assert_allclose(case["angle"], toy.angular_update[0], rtol=0, atol=PRECISION)
+
+
+def test_the_presets_on_the_sphere_show_their_states(on_sphere):
+    for name, state in STATES.items():
+        assert on_sphere[name]["regime"] == state
+    assert on_sphere["settles"]["meltings"] == 0
+    assert on_sphere["wanders"]["freezings"] == 0
+    assert on_sphere["to and fro"]["freezings"] >= 3
+    assert on_sphere["to and fro"]["meltings"] >= 3
+
+
+def test_a_run_on_the_sphere_is_held_where_the_slider_says(folder):
+    body = """
+        const toy = new simulator.Toy({ ...simulator.SPHERE_PRESETS.settles });
+        for (let step = 0; step < 300; step++) toy.step();
+        const before = [...toy.weights].map((w) => w / Math.hypot(...toy.weights));
+        toy.change({ heldElr: 0.4 });
+        const after = [...toy.weights].map((w) => w / Math.hypot(...toy.weights));
+        toy.step();
+        return { before, after, elr: toy.elr };"""
+    found = in_javascript(body, None, folder)
+    assert found["before"] == pytest.approx(found["after"], rel=1e-12)
+    assert found["elr"] == pytest.approx(0.4, rel=1e-12)

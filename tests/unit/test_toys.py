@@ -66,6 +66,22 @@ def test_toy_b_keeps_the_exact_laws():
     np.testing.assert_allclose(angle, orbit.angular_update, rtol=1e-9, atol=1e-14)  # a turn below rounding is lost
 
 
+def test_on_the_sphere_the_effective_learning_rate_stays_and_the_direction_moves_as_torch_says():
+    torch = pytest.importorskip("torch")
+    toy = SphereToy(elr=[0.05, 0.4], seed=3)
+    orbit = toy.run(600)
+    np.testing.assert_allclose(orbit.elr, np.broadcast_to([[0.05], [0.4]], (2, 600)), rtol=1e-12)
+    x = torch.tensor(toy.x[1])
+    for t in range(20):  # on the unit sphere, with the effective learning rate as the learning rate
+        u = torch.tensor(orbit.direction.values[1, t], requires_grad=True)
+        score = 30.0 * x[toy._batches(t, 1)[1, 0]] @ u / u.norm()
+        (gradient,) = torch.autograd.grad(torch.nn.functional.softplus(-score).mean(), u)
+        new = (u - 0.4 * gradient).detach()
+        np.testing.assert_allclose(orbit.direction[1, t + 1], new / new.norm(), atol=1e-12)
+    with pytest.raises(ConfigError, match="`elr` must be a positive number"):
+        SphereToy(elr=0.0)
+
+
 def test_toy_b_has_all_three_regimes_and_none_without_weight_decay():
     toys_ = {"convergence": SphereToy(lr_wd=1e-5), "periodic": SphereToy(lr_wd=1e-2, seed=3)}
     toys_["equilibrium"] = SphereToy(lr_wd=1e-2, flipped=0.25)

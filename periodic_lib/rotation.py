@@ -1,0 +1,71 @@
+"""Rotational equilibrium: does every neuron turn as fast as weight decay and learning rate say?
+
+For weights that are scale-invariant neuron by neuron, each neuron's norm has a balance of its own,
+and in it a turn per step that no gradient enters (Kosson et al. 2023, arXiv 2305.17212).
+"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from periodic_lib import theory
+from periodic_lib.periods import late
+
+
+def expected_turn(results: xr.Dataset) -> xr.DataArray:
+    """Return the equilibrium's turn per step of every run, (run,), in radians.
+
+    `theory.equilibrium_angle` for SGD, with momentum; `theory.equilibrium_angle_adamw` for AdamW.
+    Adam with the decay in its gradient has no such number: there the AdamW formula is returned, to
+    be compared with.
+
+    >>> run = {"lr": ("run", [1.0]), "weight_decay": ("run", [1e-3]), "momentum": ("run", [0.0])}
+    >>> round(float(expected_turn(xr.Dataset(coords=run))[0]), 6)
+    0.044725
+    """
+    optimizer = json.loads(results.attrs.get("setup", "{}")).get("optimizer", "sgd")
+    if optimizer in ("adam", "adamw"):
+        turn = theory.equilibrium_angle_adamw(results.lr, results.weight_decay, results.beta1)
+    else:
+        turn = theory.equilibrium_angle(results.lr, results.weight_decay, results.momentum)
+    return results.lr.copy(data=np.asarray(turn)).rename("expected_turn")
+
+
+def neuron_turns(results: xr.Dataset) -> pd.DataFrame:
+    """Return how every neuron turned over the second half of the record, one row for each.
+
+    Parameters
+    ----------
+    results : with `neuron_angular_update` and `neuron_weight_norm` (run, step, neuron), as
+        `Record(neurons=True)` keeps them.
+
+    Returns
+    -------
+    table with `run`, `neuron`, `layer` (its name up to the bracket), `turn`, the root mean square
+    of the angular update, `ratio`, that over the run's `expected_turn`, and `held`, how far ln of
+    the squared norm moved from the third to the fourth quarter of the record.
+    """
+    second = late(results)
+    turn = np.sqrt((second.neuron_angular_update.astype(float) ** 2).mean("step"))
+    level = 2 * np.log(second.neuron_weight_norm.astype(float))
+    half = level.sizes["step"] // 2
+    held = level.isel(step=slice(half, None)).mean("step") - level.isel(step=slice(half)).mean(
+        "step"
+    )
+    found = xr.Dataset({"turn": turn, "ratio": turn / expected_turn(results), "held": held})
+    table = found.reset_coords(drop=True).to_dataframe().reset_index()
+    table["layer"] = table.neuron.str.split("[", regex=False).str[0]
+    return table[["run", "neuron", "layer", "turn", "ratio", "held"]]
+
+
+def share_within(ratio: pd.Series, within: float) -> float:
+    """Return the share of ratios in [1 - within, 1 + within].
+
+    >>> share_within(pd.Series([0.8, 0.95, 1.0, 1.2]), 0.1)
+    0.5
+    """
+    return float(ratio.between(1 - within, 1 + within).mean())
