@@ -12,6 +12,7 @@ published is a warning, and so fails the build.
 """
 
 from pathlib import Path
+from typing import ClassVar
 
 from docutils import nodes
 from docutils.parsers.rst import directives
@@ -93,7 +94,7 @@ class Simulator(ChapterFigure):
 
     required_arguments = 0
     optional_arguments = 1
-    option_spec = {
+    option_spec: ClassVar = {
         "mode": lambda value: directives.choice(value, ("free", "sphere"))
     }
 
