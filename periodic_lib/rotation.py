@@ -46,20 +46,24 @@ def neuron_turns(results: xr.Dataset) -> pd.DataFrame:
     Returns
     -------
     table with `run`, `neuron`, `layer` (its name up to the bracket), `turn`, the root mean square
-    of the angular update, `ratio`, that over the run's `expected_turn`, and `held`, how far ln of
-    the squared norm moved from the third to the fourth quarter of the record.
+    of the angular update, `typical`, their median over it, `ratio`, `turn` over the run's
+    `expected_turn`, and `held`, how far ln of the squared norm moved from the third to the fourth
+    quarter of the record.
     """
     second = late(results)
-    turn = np.sqrt((second.neuron_angular_update.astype(float) ** 2).mean("step"))
+    angle = second.neuron_angular_update.astype(float)
+    turn = np.sqrt((angle**2).mean("step"))
     level = 2 * np.log(second.neuron_weight_norm.astype(float))
     half = level.sizes["step"] // 2
     held = level.isel(step=slice(half, None)).mean("step") - level.isel(step=slice(half)).mean(
         "step"
     )
-    found = xr.Dataset({"turn": turn, "ratio": turn / expected_turn(results), "held": held})
+    typical = angle.median("step") / turn
+    ratio = turn / expected_turn(results)
+    found = xr.Dataset({"turn": turn, "typical": typical, "ratio": ratio, "held": held})
     table = found.reset_coords(drop=True).to_dataframe().reset_index()
     table["layer"] = table.neuron.str.split("[", regex=False).str[0]
-    return table[["run", "neuron", "layer", "turn", "ratio", "held"]]
+    return table[["run", "neuron", "layer", "turn", "typical", "ratio", "held"]]
 
 
 def share_within(ratio: pd.Series, within: float) -> float:
@@ -69,3 +73,25 @@ def share_within(ratio: pd.Series, within: float) -> float:
     0.5
     """
     return float(ratio.between(1 - within, 1 + within).mean())
+
+
+def growth(
+    values: xr.DataArray, early: float, late_share: float, window: int = 100
+) -> xr.DataArray:
+    """Return, for each run, the median of `values` (run, step) around one place over another's.
+
+    The places are shares of the record; the medians are over `window` recorded steps, or a tenth of
+    a shorter record.
+
+    >>> line = xr.DataArray([np.arange(1.0, 1001)], dims=("run", "step"))
+    >>> growth(line, 0.2, 0.8).round(2).values.tolist()
+    [3.99]
+    """
+    steps = values.sizes["step"]
+    half = max(1, min(window, steps // 10) // 2)
+
+    def around(share: float) -> xr.DataArray:
+        place = round(share * steps)
+        return values.isel(step=slice(place - half, place + half)).median("step")
+
+    return around(late_share) / around(early)

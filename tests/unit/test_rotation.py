@@ -35,6 +35,10 @@ def test_turns_are_measured_in_units_of_the_equilibriums(optimizer, momentum):
     table = neuron_turns(record(optimizer, momentum)).set_index("neuron")
     assert table.ratio["hidden0.weight[0]"] == pytest.approx(1)
     assert table.ratio["block.values[7]"] == pytest.approx(np.sqrt(2))  # root of the mean square
+    assert table.typical["hidden0.weight[0]"] == pytest.approx(1)
+    assert table.typical["block.values[7]"] == pytest.approx(
+        np.sqrt(0.5)
+    )  # of 0 and 2: 1, over their root mean square
     assert table.layer.tolist() == ["hidden0.weight", "block.values"]
     assert table.run.tolist() == [3, 3]
     assert table.held["hidden0.weight[0]"] == pytest.approx(0)
