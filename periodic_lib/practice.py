@@ -13,8 +13,11 @@ import xarray as xr
 from numpy.typing import ArrayLike
 
 from periodic_lib import theory
+from periodic_lib.config import Run
 from periodic_lib.periods import find_destabilizations, find_periods, late
 from periodic_lib.regimes import summarize
+
+EPOCH = 391  # steps: CIFAR-10 in batches of 128
 
 
 def decay_rates(results: xr.Dataset) -> pd.Series:
@@ -64,6 +67,61 @@ def breaks_by_clock(results: xr.Dataset, until: Mapping[str, float]) -> pd.DataF
     return pd.DataFrame(rows, columns=["rung", "seed", "count"])
 
 
+def learning_rates(results: xr.Dataset) -> np.ndarray:
+    """Return the learning rate of every step of the first run, its schedule included, (step,)."""
+    from periodic_lib.optimizers import schedule_factors
+
+    one, steps = results.isel(run=0), results.sizes["step"]
+    plan = {"schedule": one.schedule.item(), "warmup": int(one.warmup)}
+    run = Run(float(one.lr), float(one.weight_decay), **plan)
+    return run.lr * schedule_factors([run], steps, 0, steps)[:, 0]
+
+
+def clocks(rungs: Mapping[str, xr.Dataset]) -> dict[str, np.ndarray]:
+    """Return `theory.decay_clock` of the first run of each result, without momentum: (step,)."""
+    return {
+        name: theory.decay_clock(learning_rates(one), float(one.weight_decay[0]))
+        for name, one in rungs.items()
+    }
+
+
+def after_the_turn(results: xr.Dataset) -> np.ndarray:
+    """Return how many steps after its clock stood highest each break of a schedule's runs comes."""
+    turn = int(clocks({"": results})[""].argmax())
+    return find_destabilizations(results)["start"].to_numpy() - turn
+
+
+def against_the_clock(
+    constant: xr.Dataset, rungs: Mapping[str, xr.Dataset], tables: Mapping[str, pd.DataFrame]
+) -> pd.DataFrame:
+    """Return measured beside predicted breaks of schedules, a row per rung and seed.
+
+    The prediction, `by_clock`, are the breaks that the run at a constant learning rate, of the same
+    seed, has had when its clock shows the `largest_clock` of the schedule (`theory.decay_clock`);
+    `by_sum`, when it shows its `decay_time`, the sum alone. `off`: measured minus `by_clock`.
+    """
+    rates = {name: learning_rates(one) for name, one in rungs.items()}
+    decay = {name: float(one.weight_decay[0]) for name, one in rungs.items()}
+    largest = {name: float(clock.max()) for name, clock in clocks(rungs).items()}
+    total = {k: float(2 * decay[k] * rates[k].sum()) for k in rungs}
+    table = pd.concat([tables[name] for name in rungs])[["rung", "seed", "destabilizations"]]
+    for column, limit, by in (
+        ("largest_clock", largest, "by_clock"),
+        ("decay_time", total, "by_sum"),
+    ):
+        found = breaks_by_clock(constant, limit).rename(columns={"count": by})
+        table = table.assign(**{column: table["rung"].map(limit)}).merge(found, on=["rung", "seed"])
+    return table.assign(off=table["destabilizations"] - table["by_clock"])
+
+
+def deepest_breaks(results: xr.Dataset) -> np.ndarray:
+    """Return where in its record each run has the break that raises its norm most, from 0 to 1."""
+    breaks = find_destabilizations(results)
+    factor = breaks["norm_after"] / breaks["norm_before"]
+    deepest = breaks.loc[factor.groupby(breaks["run"]).idxmax(), "start"]
+    return deepest.to_numpy() / results.sizes["step"]
+
+
 def cosine(lr: float, steps: int) -> np.ndarray:
     """Return the learning rates of a cosine schedule, step by step: lr (1 + cos(pi t / T)) / 2.
 
@@ -91,6 +149,48 @@ def periods_allowed(
     time = 2 * weight_decay * np.sum(rates) / (1 - momentum)
     found = {"decay_time": time, "largest_clock": largest}
     return {"setting": setting} | found | {"fewest": largest / high, "most": largest / low}
+
+
+def recipes(span: tuple[float, float], digits: xr.Dataset) -> pd.DataFrame:
+    """Return `periods_allowed` of settings that people use, a row each.
+
+    The published runs (ConvNet on CIFAR-10, weight decay 0.001, 1,000 epochs of 391 steps);
+    momentum 0.9 with a cosine over 200 epochs of CIFAR-10, and the same on `digits`; 90 epochs of
+    ImageNet in batches of 256, 30 each at 0.1, 0.01, 0.001; AdamW with PyTorch's defaults, whose
+    angle is eta / rho, so that its clock runs half as fast.
+
+    >>> digits = {"lr": ("run", [1.0]), "step": np.arange(10)}
+    >>> table = recipes((1.0, 2.0), xr.Dataset(coords=digits)).set_index("setting")
+    >>> round(table.largest_clock["paper, lr 0.01"], 9)
+    7.82
+    """
+    own = cosine(float(digits.lr[0]), digits.sizes["step"])
+    imagenet, half = np.repeat([0.1, 0.01, 0.001], 30 * 5005), (span[0] / 2, span[1] / 2)
+    rows = [
+        (f"paper, lr {lr:g}", np.full(1000 * EPOCH, lr), 1e-3, 0, span) for lr in (1e-3, 1e-2, 3e-2)
+    ]
+    rows += [
+        ("recipe, CIFAR-10", cosine(0.1, 200 * EPOCH), 5e-4, 0.9, span),
+        ("recipe, digits", own, 5e-4, 0.9, span),
+        ("90 epochs of ImageNet", imagenet, 1e-4, 0.9, span),
+        ("AdamW, defaults", cosine(1e-3, 200 * EPOCH), 5e-3, 0, half),
+    ]
+    return pd.DataFrame([periods_allowed(*row) for row in rows])
+
+
+def published_decay_times(breaks: pd.DataFrame, weight_decay: float = 1e-3) -> dict[float, float]:
+    """Return the mean decay time between published breaks, by learning rate: 2 eta lambda x steps.
+
+    `breaks`: `learning_rate`, `epoch`; 391 steps an epoch.
+
+    >>> read = pd.DataFrame({"learning_rate": 0.01, "epoch": [100, 200, 400]})
+    >>> {lr: round(time, 6) for lr, time in published_decay_times(read).items()}
+    {0.01: 1.173}
+    """
+    return {
+        float(lr): float(2 * lr * weight_decay * EPOCH * np.diff(epochs).mean())
+        for lr, epochs in breaks.groupby("learning_rate")["epoch"]
+    }
 
 
 # ---------------------------------------------------------------- in words
