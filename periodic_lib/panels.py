@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from periodic_lib import plots
 from periodic_lib.glossary import label
 from periodic_lib.periods import find_destabilizations
+from periodic_lib.spreads import interval
 
 MAPS = {"cosine": "cividis", "disagreement": "cividis_r"}  # quantity -> colours
 WIDEST = 3e4  # ratio of a logarithmic axis: a schedule may end at 0
@@ -185,10 +186,37 @@ def plot_pairs(results: xr.Dataset, words: Sequence[str]) -> Figure:
     return figure
 
 
-def plot_clocks(
-    clocks: Mapping[str, np.ndarray], results: Mapping[str, xr.Dataset]
-) -> Figure:
-    """Plot `theory.decay_clock` of some schedules against the step; dots: breaks of the first run."""
+def plot_numbered(table: pd.DataFrame, name: str, ax: Axes) -> None:
+    """Plot a column of minima against their `number`: a line per run, mean and 95 % interval.
+
+    Errors on a linear axis; other columns on a logarithmic one, with the interval of the
+    logarithm.
+    """
+    linear = name.endswith("error")
+    for _, group in table.groupby("run"):
+        ax.plot(group["number"], group[name], color="C0", lw=0.6, alpha=0.3)
+    for number, values in table.groupby("number")[name]:
+        found = np.array(interval(values if linear else np.log(values)))
+        middle, low, high = found if linear else np.exp(found)
+        ax.errorbar(number, middle, [[middle - low], [high - middle]], fmt="o", color="C0", ms=5)
+    ax.set(xlabel="number of the minimum", ylabel=label(name))
+    ax.set_yscale("linear" if linear else "log")
+    plots.plain_numbers(ax.yaxis)
+
+
+def plot_means(table: pd.DataFrame, ax: Axes) -> None:
+    """Plot values of runs (columns) side by side, a dot each, a bar at their mean, by row."""
+    for place, (_, row) in enumerate(table.iterrows()):
+        values = row.dropna()
+        jitter = np.linspace(-0.2, 0.2, len(values))
+        ax.plot(place + jitter, values, "o", color="C0", ms=4, alpha=0.5)
+        ax.hlines(values.mean(), place - 0.3, place + 0.3, color="0.15", lw=2)
+    ax.set_xticks(range(len(table)), [str(name) for name in table.index])
+    ax.axhline(0, color="0.7", lw=1, zorder=0)
+
+
+def plot_clocks(clocks: Mapping[str, np.ndarray], results: Mapping[str, xr.Dataset]) -> Figure:
+    """Plot `theory.decay_clock` of schedules against the step; dots: breaks of the first run."""
     figure, ax = plt.subplots(figsize=(9, 3.6), layout="constrained")
     for number, (name, clock) in enumerate(clocks.items()):
         at = find_destabilizations(results[name].isel(run=[0]))["start"].to_numpy(int)
