@@ -13,10 +13,19 @@ import xarray as xr
 from numpy.typing import ArrayLike
 
 from periodic_lib import theory
+from periodic_lib.conditions import letters
 from periodic_lib.config import Run
 from periodic_lib.periods import find_destabilizations, find_periods, late
 from periodic_lib.regimes import summarize
+from periodic_lib.spreads import spread
 
+SHOWN = {  # column of `on_the_clock` -> its header in a table, its form
+    "destabilizations": ("breaks", ".0f"),
+    "decay_time": ("decay time per period", ".2g"),
+    "free_decay": ("free decay / period", ".2g"),
+    "late_loss": ("late loss", ".2g"),
+    "late_gradient": ("late gradient", ".2g"),
+}
 EPOCH = 391  # steps: CIFAR-10 in batches of 128
 
 
@@ -25,8 +34,8 @@ def decay_rates(results: xr.Dataset) -> pd.Series:
 
     >>> places = {"lr": ("run", [0.01]), "weight_decay": ("run", [0.01]), "run": [0]}
     >>> data = xr.Dataset(coords=places | {"momentum": ("run", [0.9])})
-    >>> round(decay_rates(data)[0], 12)
-    0.002
+    >>> decay_rates(data).round(12).tolist()
+    [0.002]
     """
     rates = 2 * results.lr * results.weight_decay / (1 - results.momentum)
     return pd.Series(rates.values, pd.Index(results.run.values, name="run"))
@@ -65,6 +74,17 @@ def breaks_by_clock(results: xr.Dataset, until: Mapping[str, float]) -> pd.DataF
         for run in results.run.values
     ]
     return pd.DataFrame(rows, columns=["rung", "seed", "count"])
+
+
+def by_what_differs(results: xr.Dataset) -> dict[str, xr.Dataset]:
+    """Return the runs of one stack by what is not plain in them: one word each -> its runs.
+
+    "laboratory" where nothing is; else "momentum", "warmup", or the name of the schedule.
+    """
+    words = np.where(results.momentum > 0, "momentum", results.schedule.values.astype(object))
+    words = np.where(results.warmup > 0, "warmup", words)
+    words = np.where(words == "constant", "laboratory", words)
+    return {name: results.isel(run=words == name) for name in dict.fromkeys(words)}
 
 
 def learning_rates(results: xr.Dataset) -> np.ndarray:
@@ -114,6 +134,16 @@ def against_the_clock(
     return table.assign(off=table["destabilizations"] - table["by_clock"])
 
 
+def schedule_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Return `against_the_clock` as a table of text, a row per schedule: median and range."""
+    groups = table.groupby("rung", sort=False)
+    shown = groups[["decay_time", "largest_clock"]].first().map("{:.1f}".format)
+    heads = {"by_sum": "by decay time alone", "by_clock": "by the clock"}
+    for column, head in (heads | {"destabilizations": "measured"}).items():
+        shown[head] = groups[column].agg(spread, form=".0f")
+    return shown.reset_index(names="schedule")
+
+
 def deepest_breaks(results: xr.Dataset) -> np.ndarray:
     """Return where in its record each run has the break that raises its norm most, from 0 to 1."""
     breaks = find_destabilizations(results)
@@ -151,18 +181,22 @@ def periods_allowed(
     return {"setting": setting} | found | {"fewest": largest / high, "most": largest / low}
 
 
-def recipes(span: tuple[float, float], digits: xr.Dataset) -> pd.DataFrame:
-    """Return `periods_allowed` of settings that people use, a row each.
+def recipes(
+    span: tuple[float, float], digits: xr.Dataset, breaks: pd.DataFrame, own_breaks: str
+) -> pd.DataFrame:
+    """Return `periods_allowed` of settings that people use, a row each, and the breaks `seen`.
 
-    The published runs (ConvNet on CIFAR-10, weight decay 0.001, 1,000 epochs of 391 steps);
-    momentum 0.9 with a cosine over 200 epochs of CIFAR-10, and the same on `digits`; 90 epochs of
-    ImageNet in batches of 256, 30 each at 0.1, 0.01, 0.001; AdamW with PyTorch's defaults, whose
-    angle is eta / rho, so that its clock runs half as fast.
+    The published runs (ConvNet on CIFAR-10, weight decay 0.001, 1,000 epochs of 391 steps; their
+    `breaks` by `learning_rate`); momentum 0.9 with a cosine over 200 epochs of CIFAR-10, and the
+    same on `digits` (`own_breaks`); 90 epochs of ImageNet in batches of 256, 30 each at 0.1, 0.01,
+    0.001; AdamW with PyTorch's defaults, whose angle is eta / rho, so that its clock runs half as
+    fast. "?": not trained.
 
-    >>> digits = {"lr": ("run", [1.0]), "step": np.arange(10)}
-    >>> table = recipes((1.0, 2.0), xr.Dataset(coords=digits)).set_index("setting")
-    >>> round(table.largest_clock["paper, lr 0.01"], 9)
-    7.82
+    >>> digits = xr.Dataset(coords={"lr": ("run", [1.0]), "step": np.arange(10)})
+    >>> read = pd.DataFrame({"learning_rate": [0.01], "epoch": [100]})
+    >>> table = recipes((1.0, 2.0), digits, read, "3").set_index("setting")
+    >>> round(float(table.largest_clock["paper, lr 0.01"]), 9), table.seen["paper, lr 0.01"]
+    (7.82, '1')
     """
     own = cosine(float(digits.lr[0]), digits.sizes["step"])
     imagenet, half = np.repeat([0.1, 0.01, 0.001], 30 * 5005), (span[0] / 2, span[1] / 2)
@@ -175,7 +209,9 @@ def recipes(span: tuple[float, float], digits: xr.Dataset) -> pd.DataFrame:
         ("90 epochs of ImageNet", imagenet, 1e-4, 0.9, span),
         ("AdamW, defaults", cosine(1e-3, 200 * EPOCH), 5e-3, 0, half),
     ]
-    return pd.DataFrame([periods_allowed(*row) for row in rows])
+    counted = breaks["learning_rate"].value_counts()
+    seen = [f"{counted.get(lr, 0)}" for lr in (1e-3, 1e-2, 3e-2)] + ["?", own_breaks, "?", "?"]
+    return pd.DataFrame([periods_allowed(*row) for row in rows]).assign(seen=seen)
 
 
 def published_decay_times(breaks: pd.DataFrame, weight_decay: float = 1e-3) -> dict[float, float]:
@@ -215,3 +251,24 @@ def at_least(
     """
     rows = table[["rung", "seed", column]].itertuples(index=False)
     return {f"{rung}, seed {seed}": bool(value >= least) for rung, seed, value in rows}
+
+
+def tabulated(
+    tables: Mapping[str, pd.DataFrame], columns: Iterable[str] = tuple(SHOWN)
+) -> pd.DataFrame:
+    """Return tables of `on_the_clock` as one of text: a row per rung, median and range over seeds.
+
+    The regimes are letters (`conditions.letters`); `columns` are those of `SHOWN`.
+    """
+    rows = [
+        {"runs": name, "regimes": letters(table)}
+        | {SHOWN[k][0]: spread(table[k], SHOWN[k][1]) for k in columns}
+        for name, table in tables.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def counts(tables: Mapping[str, pd.DataFrame]) -> str:
+    """Return the median number of breaks of each table, as text: "Adam 3; AdamW 4"."""
+    medians = {name: table["destabilizations"].median() for name, table in tables.items()}
+    return "; ".join(f"{name} {value:.0f}" for name, value in medians.items())
