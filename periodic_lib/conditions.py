@@ -250,14 +250,14 @@ def tabulated(
 ) -> pd.DataFrame:
     """Return one row per setup: for each learning rate "window budget, regimes, breaks".
 
-    Medians over the seeds, regimes as `letters`. The last column is the training error at the end,
-    the median at the middle learning rate.
+    Medians over the seeds (a budget is below 0 by rounding only), regimes as `letters`. The last
+    column is the training error at the end, the median at the middle learning rate.
     """
     rows, rates = [], np.unique(runs["lr"])
     for setup in setups:
         parts = dict(list(runs[runs["setup"] == setup].groupby("lr")))
         cells = {
-            f"lr {lr:g}": f"{part['window_budget'].median():.2f} {letters(part)} "
+            f"lr {lr:g}": f"{abs(part['window_budget'].median()):.2f} {letters(part)} "
             f"{part['destabilizations'].median():.0f}"
             for lr, part in parts.items()
         }
