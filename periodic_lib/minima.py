@@ -177,6 +177,14 @@ def pair_up(
 # ---------------------------------------------------------------- networks together
 
 
+def chances_of(results: xr.Dataset) -> np.ndarray:
+    """Return predicted probabilities of all kept networks, (networks, examples, classes)."""
+    logits = results.test_logits.values
+    chances = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    chances /= chances.sum(axis=-1, keepdims=True)
+    return chances.reshape(-1, *chances.shape[2:])
+
+
 def judge_ensemble(chances: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
     """Return error and loss [nats] of the mean of predicted chances (networks, examples, classes).
 
