@@ -20,23 +20,32 @@ def page(records: Mapping[str, dict]) -> str:
     found = claims.checked(records)
     stayed = claims.stayed(found) if len(claims.stability()) else {}
     return PAGE.format(
-        counts=_counts(found),
+        counts=counts(found),
         seeds=SEEDS if stayed else "",
         sections="\n".join(_section(topic, found, stayed) for topic in claims.TOPICS),
     )
 
 
-def _counts(found: Mapping[str, dict]) -> str:
-    """Return the table of verdicts by kind."""
-    entries, words = claims.declared(), [one["verdict"] for one in found.values()]
-    shown = [word for word in claims.VERDICTS if word in words]
-    rows = [["Kind", *(word.capitalize() for word in shown)]]
-    for kind in claims.KINDS:
-        mine = [one["verdict"] for claim, one in found.items() if entries[claim]["kind"] == kind]
-        if mine:
-            rows.append([kind.capitalize(), *(str(mine.count(word)) for word in shown)])
+def counts(found: Mapping[str, dict], by: str = "kind") -> str:
+    """Return a table (MyST) of how many claims have which verdict.
+
+    Parameters
+    ----------
+    found : what was found on every claim (`claims.checked`).
+    by : "kind", all claims; or "topic", those that are findings (`claims.COUNTED`), with a total.
+    """
+    rows = {name: [] for name in (claims.KINDS if by == "kind" else claims.TOPICS)}
+    for claim, entry in claims.declared().items():
+        if by == "kind" or entry["kind"] in claims.COUNTED:
+            rows[entry[by]].append(found[claim]["verdict"])
+    rows = {name.capitalize(): words for name, words in rows.items() if words}
+    if by == "topic":
+        rows["All"] = [word for words in rows.values() for word in words]
+    shown = [word for word in claims.VERDICTS if any(word in words for words in rows.values())]
+    lines = [[by.capitalize(), *(word.capitalize() for word in shown)]]
+    lines += [[name, *(str(words.count(word)) for word in shown)] for name, words in rows.items()]
     widths = " ".join(["20", *["12"] * len(shown)])
-    return TABLE.format(widths=widths, rows=_list_table(rows))
+    return TABLE.format(widths=widths, rows=_list_table(lines))
 
 
 def _section(topic: str, found: Mapping[str, dict], stayed: Mapping[str, str]) -> str:
