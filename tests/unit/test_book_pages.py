@@ -85,7 +85,7 @@ def test_counts_are_of_findings_but_by_kind_of_all(project):
     records = claims.read_records(claims.records_folder())
     numbers = {word: claims.number_of(word, records) for word in ("holds", "fails", "findings", "claims", "identity")}
     assert numbers == {"holds": 2, "fails": 1, "findings": 3, "claims": 4, "identity": 1}
-    with pytest.raises(ConfigError, match="`word` must be one of .*'perhaps'"):
+    with pytest.raises(ConfigError, match=r"`word` must be one of .*'perhaps'"):
         claims.number_of("perhaps", records)
     table = scorecard.counts(claims.checked(records), by="topic")
     assert "* - Topic\n  - Holds\n  - Fails\n* - Mechanism\n  - 1\n  - 1\n* - Scale\n  - 1\n  - 0\n" in table
