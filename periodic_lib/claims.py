@@ -207,6 +207,24 @@ def checked(records: Mapping[str, dict]) -> dict[str, dict]:
     return found
 
 
+def number_of(word: str, records: Mapping[str, dict]) -> int:
+    """Return how many claims a word names: a verdict, those of the findings with it; "findings",
+    all of them; "claims", every declared one; or a kind, such as "identity".
+
+    Raises
+    ------
+    ConfigError : for another word.
+    """
+    one_of("word", word, (*VERDICTS, "findings", "claims", *KINDS))
+    entries, found = declared(), checked(records)
+    findings = [claim for claim, entry in entries.items() if entry["kind"] in COUNTED]
+    if word in VERDICTS:
+        return sum(found[claim]["verdict"] == word for claim in findings)
+    if word in KINDS:
+        return sum(entry["kind"] == word for entry in entries.values())
+    return len(findings if word == "findings" else entries)
+
+
 def differs(entry: Mapping, found: Mapping) -> bool:
     """Whether a claim was tested and its measured verdict is not the acknowledged one."""
     return found["verdict"] not in ("not tested", entry["verdict"])

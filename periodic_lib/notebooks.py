@@ -8,6 +8,7 @@ and `html/` (the book).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from periodic_lib.checks import known_names
 from periodic_lib.project import ConfigError, read_yaml, root, write_whole
 
 HIDDEN = {"hide-input", "hide-cell"}  # tags of cells whose code the page folds
+TAKEAWAY = re.compile(
+    r"^:::\{admonition\} Takeaway\n:class: takeaway\n(.+?)\n:::$", re.MULTILINE | re.DOTALL
+)
 
 
 class ChapterError(RuntimeError):
@@ -101,6 +105,32 @@ def error_outputs(notebook: Mapping) -> list[str]:
     outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
     errors = [output for output in outputs if output["output_type"] == "error"]
     return [f"{error['ename']}: {error['evalue']}" for error in errors]
+
+
+def takeaways(notebook: Mapping) -> list[str]:
+    """Return the sentences of a chapter's takeaways, in their order: boxes of the form
+
+        :::{admonition} Takeaway
+        :class: takeaway
+        One sentence.
+        :::
+
+    >>> box = ":::{admonition} Takeaway\\n:class: takeaway\\nThe norm\\nholds.\\n:::"
+    >>> cell = {"cell_type": "markdown", "source": [f"Text.\\n\\n{box}\\n"]}
+    >>> takeaways({"cells": [cell, {"cell_type": "code", "source": box}]})
+    ['The norm holds.']
+    """
+    texts = [source(cell) for cell in notebook["cells"] if cell["cell_type"] == "markdown"]
+    return [" ".join(found.split()) for text in texts for found in TAKEAWAY.findall(text)]
+
+
+def title(notebook: Mapping) -> str:
+    """Return the first heading of a notebook.
+
+    >>> title({"cells": [{"cell_type": "markdown", "source": "# One period\\n\\nText."}]})
+    'One period'
+    """
+    return source(notebook["cells"][0]).splitlines()[0].removeprefix("# ")
 
 
 def table_of_contents() -> list[str]:

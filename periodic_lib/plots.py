@@ -209,7 +209,8 @@ def plot_published(curves: pd.DataFrame, quantity: str, ax: Axes | None = None) 
     of = colors(curves.learning_rate.unique())
     for lr, part in curves[curves.quantity == quantity].groupby("learning_rate"):
         low, high = part.column_low, part.column_high
-        ax.fill_between(part.epoch, low, high, color=of[lr], alpha=0.3, lw=0)
+        style = {"color": of[lr], "alpha": 0.4, "lw": 0.5, "label": f"{lr:g}"}
+        ax.fill_between(part.epoch, low, high, **style)
     ax.set(yscale="log", xlabel="epoch")
     plain_numbers(ax)
     return ax

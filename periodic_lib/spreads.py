@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from periodic_lib.glossary import MISSING
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def spread(values: Iterable[float], form: str = ".2g") -> str:
@@ -38,3 +42,52 @@ def interval(values: Iterable[float], level: float = 0.95) -> tuple[float, float
         return mean, float("nan"), float("nan")
     low, high = mean + stats.sem(found) * np.array(stats.t.interval(level, found.size - 1))
     return mean, float(low), float(high)
+
+
+def variation(*groups: Iterable[float]) -> float:
+    """Return the coefficient of variation of waits, standard deviation over mean.
+
+    Of several groups, such as seeds: of all waits together, each in units of its group's mean. 0
+    for waits as regular as a clock; near 1 if the events come at random times.
+
+    >>> variation([2, 4])
+    0.3333333333333333
+    """
+    found = [np.array(list(group), float) for group in groups]
+    return float(np.concatenate([group / group.mean() for group in found]).std())
+
+
+def regular_by_chance(*groups: Iterable[float], draws: int = 10_000, seed: int = 0) -> float:
+    """Return how often events at random times are as regular as these waits, or more.
+
+    The share of `draws` of as many groups of as many waits, exponentially distributed, as those of
+    events that come at a constant rate without memory, whose `variation` is not above that of
+    `groups`.
+
+    >>> regular_by_chance([10, 11, 9, 10, 10]) < 1e-3
+    True
+    """
+    groups, rng = [list(group) for group in groups], np.random.default_rng(seed)
+    waits = [rng.exponential(size=(draws, len(group))) for group in groups]
+    each = np.hstack([drawn / drawn.mean(axis=1, keepdims=True) for drawn in waits])
+    return float(np.mean(each.std(axis=1) <= variation(*groups)))
+
+
+def regularity(waits: Mapping[str, Iterable[Iterable[float]]]) -> pd.DataFrame:
+    """Return how regular waits are, a row for each name that has any.
+
+    `waits`: name -> groups, such as the seeds' waits. Columns `name`, `waits` (their number),
+    `variation` and `by_chance` (`regular_by_chance`).
+
+    >>> table = regularity({"clock": [[5, 5, 5], [6, 6]], "none": [[]]})
+    >>> table[["name", "waits", "variation"]].to_numpy().tolist()
+    [['clock', 5, 0.0]]
+    """
+    import pandas as pd
+
+    rows = [
+        (name, sum(map(len, groups)), variation(*groups), regular_by_chance(*groups))
+        for name, groups in ((name, [list(g) for g in found]) for name, found in waits.items())
+        if groups and all(groups)
+    ]
+    return pd.DataFrame(rows, columns=["name", "waits", "variation", "by_chance"])

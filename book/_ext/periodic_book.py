@@ -1,6 +1,9 @@
 """Sphinx extension of this book: measured numbers in the text, chapters' figures on other pages, the simulator.
 
-    ```{claims} partly                                  the claims with that verdict, as a list
+    ```{claims} fails                                   the claims with that verdict, as a list
+    ```{verdicts}                                       a table: how many findings of a topic have which verdict
+    ```{takeaways}                                      the takeaways of all chapters, chapter by chapter
+    {count}`fails`                                      how many findings have that verdict; `findings`, `claims`: all
     {result}`03_periodic_behavior.periods_slow:.0f`     a number that a chapter published, formatted
     ```{chapter-figure} 03_periodic_behavior/one_run    a figure that a chapter showed, with its description
     ```
@@ -17,7 +20,8 @@ from typing import ClassVar
 from docutils import nodes
 from docutils.parsers.rst import directives
 from docutils.statemachine import StringList
-from periodic_lib import claims
+from periodic_lib import claims, notebooks, scorecard
+from periodic_lib.project import root
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
@@ -29,6 +33,13 @@ def record(env, chapter):
     path = claims.record_path(chapter)
     env.note_dependency(str(path))
     return claims.read_record(path) if path.exists() else None
+
+
+def all_records(env):
+    """Return what every chapter said; the page that asks is read again when one of them, or a claim, changes."""
+    env.note_dependency(str(claims.file()))
+    said = {name: record(env, name) for name in notebooks.chapters()}
+    return {name: found for name, found in said.items() if found}
 
 
 class ResultRole(SphinxRole):
@@ -49,6 +60,14 @@ class ResultRole(SphinxRole):
         text = format(numbers[name], form)
         node = nodes.inline(text=text, classes=["result"])
         return [node], []
+
+
+class CountRole(SphinxRole):
+    """How many claims: of the findings those with a verdict, or all `findings`, all `claims`, or a kind."""
+
+    def run(self):
+        number = claims.number_of(self.text, all_records(self.env))
+        return [nodes.inline(text=str(number), classes=["result"])], []
 
 
 class ChapterFigure(SphinxDirective):
@@ -122,7 +141,50 @@ def raw_html(text):
     return nodes.raw("", text, format="html")
 
 
-class Claims(SphinxDirective):
+class Written(SphinxDirective):
+    """A directive that stands for lines of text (MyST)."""
+
+    def parsed(self, lines):
+        """Return the nodes of lines of text."""
+        holder = nodes.Element()
+        text = StringList(lines, source=self.env.docname)
+        self.state.nested_parse(text, self.content_offset, holder)
+        return holder.children
+
+
+class Verdicts(Written):
+    """A table: how many findings of a topic have which verdict."""
+
+    def run(self):
+        found = claims.checked(all_records(self.env))
+        return self.parsed(scorecard.counts(found, by="topic").splitlines())
+
+
+class Takeaways(Written):
+    """The takeaways of all chapters, in the order of the contents, under links to them."""
+
+    def run(self):
+        lines = []
+        for name in notebooks.table_of_contents():
+            path = root() / "book" / f"{name}.ipynb"
+            if path.exists():
+                self.env.note_dependency(str(path))
+                lines += takeaways_of(name, notebooks.read(path))
+        return self.parsed(lines or ["None."])
+
+
+def takeaways_of(name, notebook):
+    """Return the lines (MyST) for one chapter: its title as a link, a list of its takeaways; or none."""
+    found = notebooks.takeaways(notebook)
+    head = [f"**[{notebooks.title(notebook)}]({name}.ipynb)**", ""]
+    return (
+        [*head, *(f"- {sentence}" for sentence in found), ""]
+        if found
+        else []
+    )
+
+
+class Claims(Written):
     """Claims as a list: the findings with a verdict, `holds` for example, or all of a kind, `identity`."""
 
     required_arguments = 1
@@ -139,10 +201,7 @@ class Claims(SphinxDirective):
             if wanted == (found["verdict"] if counted else entry["kind"]):
                 statement = " ".join(entry["statement"].split())
                 lines.append(f"- {statement} [{claim}]({chapter}.ipynb)")
-        holder = nodes.Element()
-        text = StringList(lines or ["None."], source=self.env.docname)
-        self.state.nested_parse(text, self.content_offset, holder)
-        return holder.children
+        return self.parsed(lines or ["None."])
 
 
 def without_thebe(app, pagename, templatename, context, doctree):
@@ -159,8 +218,11 @@ def setup(app):
     """Register the role and the directives."""
     app.connect("html-page-context", without_thebe, priority=999)
     app.add_role("result", ResultRole())
+    app.add_role("count", CountRole())
     app.add_directive("chapter-figure", ChapterFigure)
     app.add_directive("claims", Claims)
+    app.add_directive("verdicts", Verdicts)
+    app.add_directive("takeaways", Takeaways)
     app.add_directive("simulator", Simulator)
     return {
         "version": "1",

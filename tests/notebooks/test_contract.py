@@ -9,7 +9,11 @@ from periodic_lib import claims, experiments, notebooks
 from periodic_lib.project import root
 
 CHAPTERS = notebooks.chapters()
-LONGEST_CELL = 30  # lines, as formatted for the page
+LONGEST_SHOWN = 15  # lines of a code cell that a reader sees, as formatted for the page
+LONGEST_HIDDEN = 30  # lines of one that is folded
+LONGEST_FUNCTION = 8  # lines of a function in a chapter: a longer one is the library's
+LONGEST_TEXT = 250  # words of a markdown cell
+GUESSES = ("01", "02", "03", "04", "05", "06")  # chapters that ask for a guess before their main figure
 
 
 def cells(name, kind):
@@ -39,9 +43,30 @@ class TestChapter:
         for statement in ast.parse(notebooks.source(tagged[0])).body:
             ast.literal_eval(statement.value)
 
-    def test_cells_are_short(self, name):
+    def test_code_cells_are_short(self, name):
         for cell in cells(name, "code"):
-            assert len(notebooks.source(cell).splitlines()) <= LONGEST_CELL, cell["id"]
+            folded = any(tag.startswith(("hide-", "remove-")) for tag in cell["metadata"].get("tags", []))
+            longest = LONGEST_HIDDEN if folded else LONGEST_SHOWN
+            assert len(notebooks.source(cell).splitlines()) <= longest, cell["id"]
+
+    def test_functions_are_short(self, name):
+        for node in ast.walk(ast.parse(text(name, "code"))):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < LONGEST_FUNCTION, node.name
+
+    def test_texts_are_short(self, name):
+        for cell in cells(name, "markdown"):
+            assert len(notebooks.source(cell).split()) <= LONGEST_TEXT, cell["id"]
+
+    def test_takeaways_have_their_form_and_a_number(self, name):
+        found = notebooks.takeaways({"cells": cells(name, "markdown")})
+        assert found
+        assert len(found) == len(re.findall(r"\bTakeaway\b", text(name, "markdown")))
+        assert all("{result}`" in sentence for sentence in found)
+
+    def test_asks_for_a_guess(self, name):
+        if name.startswith(GUESSES):
+            assert "\n:::{admonition} Guess first\n:class: tip\n" in "\n" + text(name, "markdown")
 
     def test_uses_no_shell_no_network_no_absolute_path(self, name):
         code = text(name, "code")

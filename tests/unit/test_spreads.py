@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from periodic_lib.spreads import interval, spread
+from periodic_lib.spreads import interval, regular_by_chance, spread, variation
 
 
 def test_a_spread_is_median_lowest_and_highest():
@@ -24,3 +24,21 @@ def test_the_interval_of_one_value_or_none_is_unknown():
 
 def test_the_interval_of_equal_values_is_that_value():
     assert interval([2, 2, 2]) == (2, 2, 2)
+
+
+def test_variation_is_zero_for_a_clock_and_one_for_random_times():
+    assert variation([5, 5, 5]) == 0
+    assert variation(np.random.default_rng(0).exponential(size=100_000)) == pytest.approx(1, abs=0.01)
+    assert variation([1, 3], [10, 30], [100, 300]) == pytest.approx(variation([1, 3]))
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
+def test_two_random_waits_are_as_regular_as_c_with_probability_c(share):
+    """For a, b exponential a / (a + b) is uniform, and the variation is |a - b| / (a + b)."""
+    assert regular_by_chance([1 + share, 1 - share], draws=40_000) == pytest.approx(share, abs=0.01)
+
+
+def test_groups_lose_their_means_in_the_null_too():
+    groups = np.random.default_rng(1).exponential(size=(200, 3))
+    each = [regular_by_chance(*groups[i : i + 2], draws=300) for i in range(0, 200, 2)]
+    assert np.mean(each) == pytest.approx(0.5, abs=0.1)  # a p under its own null is uniform

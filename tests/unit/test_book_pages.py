@@ -1,0 +1,110 @@
+"""What the book's Sphinx extension writes into pages: takeaways, and counts of claims."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from periodic_lib import claims, notebooks, scorecard
+from periodic_lib.project import ConfigError
+
+EXTENSION = Path(__file__).parents[2] / "book" / "_ext" / "periodic_book.py"
+CLAIM = """
+{name}:
+  chapter: 01_one
+  topic: {topic}
+  kind: {kind}
+  fixed: before
+  statement: The {name} claim.
+  source: us
+  setting: here
+  paper_value: none
+  rule: always
+  verdict: holds
+"""
+KINDS = {"first": "measured", "second": "predicted", "third": "identity", "fourth": "measured"}
+VERDICTS = {"first": "holds", "second": "fails", "third": "holds", "fourth": "holds"}
+
+
+def box(sentence, word="Takeaway"):
+    return f":::{{admonition}} {word}\n:class: takeaway\n{sentence}\n:::"
+
+
+def chapter(*texts):
+    cells = [{"cell_type": "markdown", "metadata": {}, "source": text.splitlines(keepends=True)} for text in texts]
+    return {"cells": cells}
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project of one chapter that said something about three claims."""
+    for name in ("PERIODIC_ROOT", "PERIODIC_RECORDS"):
+        monkeypatch.setenv(name, str(tmp_path if name.endswith("ROOT") else tmp_path / "records"))
+    entries = [CLAIM.format(name=n, kind=k, topic="scale" if n == "fourth" else "mechanism") for n, k in KINDS.items()]
+    for path, text in {
+        "pyproject.toml": "",
+        "data/claims/claims.yml": "".join(entries),
+        "book/_toc.yml": "format: jb-book\nroot: index\nparts:\n- chapters:\n  - file: 01_one\n",
+        "records/01_one.json": json.dumps(
+            {
+                "numbers": {"size": 41.87},
+                "figures": {},
+                "claims": {
+                    name: {"verdict": verdict, "outcomes": {"a": True}, "measured": "", "paper_scale": "not run"}
+                    for name, verdict in VERDICTS.items()
+                },
+            }
+        ),
+    }.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    content = chapter("# The one\n\nText.\n\n" + box("It is\n{result}`01_one.size:.0f` long."), box("And so on."))
+    notebooks.write(content, tmp_path / "book" / "01_one.ipynb")
+    return tmp_path
+
+
+def test_takeaways_are_found_in_their_exact_form_only():
+    both = "\n\n".join(["# One", box("It is so."), "Text.", box("And\nso.")])
+    found = notebooks.takeaways(chapter(both, box("No.", "Note")))
+    assert found == ["It is so.", "And so."]
+    indented = box("x").replace("\n:::", "\n  :::")
+    assert notebooks.takeaways(chapter(indented, box("x").replace("class: ", "class:"))) == []
+
+
+def test_takeaways_are_listed_under_a_link_to_their_chapter():
+    spec = importlib.util.spec_from_file_location("periodic_book", EXTENSION)
+    extension = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(extension)
+    lines = extension.takeaways_of("01_one", chapter("# The one\n\nText.", box("It is so."), box("And so.")))
+    assert lines == ["**[The one](01_one.ipynb)**", "", "- It is so.", "- And so.", ""]
+    assert extension.takeaways_of("01_one", chapter("# The one")) == []
+
+
+def test_counts_are_of_findings_but_by_kind_of_all(project):
+    records = claims.read_records(claims.records_folder())
+    numbers = {word: claims.number_of(word, records) for word in ("holds", "fails", "findings", "claims", "identity")}
+    assert numbers == {"holds": 2, "fails": 1, "findings": 3, "claims": 4, "identity": 1}
+    with pytest.raises(ConfigError, match=r"`word` must be one of .*'perhaps'"):
+        claims.number_of("perhaps", records)
+    table = scorecard.counts(claims.checked(records), by="topic")
+    assert "* - Topic\n  - Holds\n  - Fails\n* - Mechanism\n  - 1\n  - 1\n* - Scale\n  - 1\n  - 0\n" in table
+    assert "* - All\n  - 2\n  - 1" in table
+
+
+def test_a_page_shows_them_with_the_numbers_of_the_build(project):
+    from sphinx.application import Sphinx
+
+    source, html = project / "source", project / "html"
+    source.mkdir()
+    page = "# Page\n\n{count}`holds` of {count}`findings` hold.\n\n```{verdicts}\n```\n\n```{takeaways}\n```\n"
+    (source / "index.md").write_text(page)
+    (source / "conf.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(EXTENSION.parent)!r})\n"
+        "extensions = ['myst_parser', 'periodic_book']\nsuppress_warnings = ['myst.xref_missing']\n"
+    )
+    Sphinx(source, source, html, project / "doctrees", "html", status=None, warningiserror=True).build()
+    shown = (html / "index.html").read_text()
+    assert '<span class="result">2</span> of <span class="result">3</span> hold.' in shown
+    assert "The one" in shown
+    assert 'It is <span class="result">42</span> long.' in shown
