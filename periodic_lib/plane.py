@@ -1,0 +1,152 @@
+r"""The plane of eta lambda and noise that cannot be learned: which regime where, and its border.
+
+One edge and two gradients. A minimum of sharpness h holds training up to the effective learning
+rate c 2/h; the noise of mini-batches makes c less than 1. With the gradient G at the minimum the
+balance is at sqrt(2 eta lambda) / G: below the edge training rests there (*cold* equilibrium). Far
+from any minimum, with the gradient G_far, the balance is at sqrt(2 eta lambda) / G_far: above the
+edge no minimum can catch training (*hot* equilibrium). Periods lie between, where
+chi(G_far) < c < chi(G) with chi = sqrt(2 eta lambda) h / (2 G).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from periodic_lib import theory
+from periodic_lib.periods import count_by_run, find_destabilizations, late
+from periodic_lib.regimes import BUDGET_BORDER, window_budget
+from periodic_lib.toys import SphereToy
+
+UNDECIDED = 0.1  # of the border: how near a window budget may be to it
+
+
+def judged(data: xr.Dataset, **columns: object) -> pd.DataFrame:
+    """Return what the plane shows of every run of a result, with `columns` beside it.
+
+    `budget`, the window budget; `breaks`, their number; `swing`, the range of ln rho^2, `loss`, its
+    median, and `gradient`, the root mean square of the effective gradient norm, all over the second
+    half of the record; `lr_wd`, `seed`.
+    """
+    second = late(data)
+    level = 2 * np.log(second.weight_norm)
+    found = {"budget": window_budget(data).values}
+    found["breaks"] = count_by_run(find_destabilizations(data), data).values
+    found["swing"] = (level.max("step") - level.min("step")).values
+    found["loss"] = second.train_loss.median("step").values
+    square = np.square(second.eff_grad_norm.astype(float))
+    found["gradient"] = np.sqrt(square.mean("step")).values
+    found["lr_wd"] = (data.lr * data.weight_decay).values.round(12)
+    return pd.DataFrame(found | {"seed": data.init_seed.values} | columns)
+
+
+def toy_plane(products, flipped, seeds, horizon: int = 50_000) -> pd.DataFrame:
+    r"""Return `judged` runs of toy B on a grid of eta lambda, part of flipped labels, and seed.
+
+    30 / eta lambda steps each, 60 e-foldings of the squared norm, but at most `horizon`. Beside the
+    columns of `judged`, `noise` is the part flipped, and `cold` and `hot` are chi at the minimum
+    (`SphereToy.minimum`) and with the gradient `far_gradient`.
+    """
+    noise, seed = np.repeat(flipped, len(seeds)), np.tile(seeds, len(flipped))
+    at = SphereToy(flipped=noise, seed=seed)
+    minimum, far, tables = at.minimum(), far_gradient(at), []
+    for product in products:
+        toy = SphereToy(product, flipped=noise, seed=seed)
+        table = judged(toy.run(int(min(30 / product, horizon))), noise=noise)
+        chi = (
+            theory.balance_to_edge(1.0, product, gradient, minimum.sharpness.values)
+            for gradient in (minimum.eff_grad_norm.values, far)
+        )
+        tables.append(table.assign(**dict(zip(("cold", "hot"), chi, strict=True))))
+    return pd.concat(tables, ignore_index=True)
+
+
+def far_gradient(toy: SphereToy, directions: int = 400) -> np.ndarray:
+    r"""Return the root mean square effective gradient norm of toy B over all directions, (runs,).
+
+    E |g~|^2 over unit vectors u and batches of B points drawn with replacement,
+    (1 - 1/B) |mean g_i|^2 + mean |g_i|^2 / B, g_i = -gamma sigma(-gamma <x_i, u>) (x_i - u <u,
+    x_i>).
+    """
+    k = np.arange(directions) + 0.5  # even on the sphere: a spiral
+    height, azimuth = 1 - 2 * k / directions, np.pi * (1 + 5**0.5) * k
+    radius = np.sqrt(1 - height**2)
+    u = np.stack([radius * np.cos(azimuth), radius * np.sin(azimuth), height], axis=1)
+    column, found = toy._columns, []
+    for x, gain, batch in zip(toy.x, column["gain"], column["batch"], strict=True):
+        score = u @ x.T  # (directions, points)
+        miss = gain / (1 + np.exp(gain * score))
+        single = np.square(miss) * (1 - np.square(score))
+        mean = (miss @ x - u * (miss * score).mean(1, keepdims=True) * x.shape[0]) / len(x)
+        square = (1 - 1 / batch) * np.square(mean).sum(1) + single.mean(1) / batch
+        found.append(np.sqrt(square.mean()))
+    return np.array(found)
+
+
+def with_chi(table: pd.DataFrame, sharpness: pd.Series) -> pd.DataFrame:
+    r"""Return `judged` runs of a network with `cold` and `hot`, chi of each noise and eta lambda.
+
+    The gradients are those of the runs at the smallest (cold) and the largest (hot) eta lambda of
+    the same noise, medians over seeds; these runs are then left out. `sharpness`: at the minimum,
+    noise -> h.
+    """
+    ends = table.lr_wd.min(), table.lr_wd.max()
+    inner = table[~table.lr_wd.isin(ends)].copy()
+    for name, end in zip(("cold", "hot"), ends, strict=True):
+        gradient = table[table.lr_wd == end].groupby("noise").gradient.median()
+        at = inner.noise.map(gradient), inner.noise.map(sharpness)
+        inner[name] = theory.balance_to_edge(1.0, inner.lr_wd, *at)
+    return inner
+
+
+def fields(table: pd.DataFrame, edge: float) -> pd.DataFrame:
+    """Return a row for each noise and eta lambda: what is said of it and what is found.
+
+    Columns `budget`, `cold`, `hot`, medians; `said`, equilibrium by chi: `cold` below `edge`, or
+    `hot` above it; `held`, the budget is at least the border; `decided`, it is not within a tenth
+    of it.
+    """
+    rows = table.groupby(["noise", "lr_wd"])[["budget", "cold", "hot"]].median().reset_index()
+    rows["said"] = (rows.cold < edge) | (rows.hot > edge)
+    rows["held"] = rows.budget >= BUDGET_BORDER
+    rows["decided"] = np.abs(rows.budget / BUDGET_BORDER - 1) >= UNDECIDED
+    return rows
+
+
+def best_constant(values, held) -> int:
+    """Return how many outcomes the best single threshold on `values`, in hindsight, tells right.
+
+    In either direction, and with none of the values beyond it, too.
+
+    >>> best_constant([1, 2, 3, 4], [True, True, False, True])
+    3
+    """
+    values, held = np.asarray(values), np.asarray(held, bool)
+    above = [((values > cut) == held).sum() for cut in [-np.inf, *np.unique(values)]]
+    return int(max(*above, len(held) - min(above)))
+
+
+def border_scores(rows: pd.DataFrame) -> dict[str, int]:
+    """Return of the decided `fields` their number and how many are told right.
+
+    `right` by chi, `lr_wd` and `noise` by the best threshold on one of them in hindsight, `always`
+    by the more frequent outcome.
+    """
+    rows = rows[rows.decided]
+    found = {"fields": len(rows), "right": int((rows.said == rows.held).sum())}
+    found |= {name: best_constant(rows[name], rows.held) for name in ("lr_wd", "noise")}
+    return found | {"always": int(max(rows.held.sum(), (~rows.held).sum()))}
+
+
+def cold_border(rows: pd.DataFrame, edge: float, name: str = "cold") -> pd.Series:
+    r"""Return eta lambda at which chi reaches the edge, for each noise: chi grows as its root.
+
+    `name` "hot" for the upper border.
+
+    >>> rows = pd.DataFrame({"noise": [0.1], "lr_wd": [0.01], "cold": [0.6]})
+    >>> cold_border(rows, edge=0.3).round(6).to_dict()
+    {0.1: 0.0025}
+    """
+    square = rows.lr_wd * np.square(edge / rows[name])
+    return square.groupby(rows.noise).median()
