@@ -157,3 +157,29 @@ def areas(
 def _ends(prefix: str, drawn: pd.DataFrame, level: float) -> dict[str, pd.Series]:
     tail = (1 - level) / 2
     return {f"{prefix}low": drawn.quantile(tail), f"{prefix}high": drawn.quantile(1 - tail)}
+
+
+def said(row: pd.Series, against: str | None = None) -> str:
+    """Return one row of `areas` in words: the area, or its difference to another score's.
+
+    >>> said(pd.Series({"area": 0.9, "low": 0.8, "high": 0.95}))
+    'AUC 0.90 (0.80 to 0.95)'
+    """
+    if against is None:
+        return f"AUC {row.area:.2f} ({row.low:.2f} to {row.high:.2f})"
+    name = f"minus {against}"
+    ends = row[f"{name}, low"], row[f"{name}, high"]
+    return f"{name} {row[name]:+.2f} ({ends[0]:+.2f} to {ends[1]:+.2f})"
+
+
+def in_words(areas: pd.DataFrame, against: Sequence[str]) -> pd.DataFrame:
+    """Return `areas` as a table of text: `score`, `AUC`, `95 % interval`, and the differences."""
+    rows = []
+    for name, row in areas.iterrows():
+        interval = f"{row.low:.2f} to {row.high:.2f}"
+        text = {"score": name, "AUC": f"{row.area:.2f}", "95 % interval": interval}
+        for other in against:
+            known = name != other and np.isfinite(row[f"minus {other}"])
+            text[f"minus {other}"] = said(row, other).split(other)[1].strip() if known else None
+        rows.append(text)
+    return pd.DataFrame(rows)

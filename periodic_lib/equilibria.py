@@ -97,7 +97,7 @@ def run_table(families: Mapping[str, xr.Dataset], weights: int) -> pd.DataFrame:
     """
     tables = []
     for family, data in families.items():
-        adam = json.loads(data.attrs["setup"])["optimizer"] != "sgd"
+        adam = json.loads(data.attrs.get("setup", "{}")).get("optimizer", "sgd") != "sgd"
         ratios = against_formulas(data, weights if adam else None)
         table = summarize(data).join(ratios).assign(family=family, momentum=data.momentum.values)
         rows = zip(data.lr.values, data.momentum.values, data.beta1.values, strict=True)
@@ -156,6 +156,12 @@ def remembered_norm(one: xr.Dataset) -> np.ndarray:
     return np.array(norms)
 
 
+def running_error(one: xr.Dataset) -> float:
+    """Return the largest relative error of `remembered_norm` in the second half of a run."""
+    error = np.abs(remembered_norm(one) / one.weight_norm.values - 1)
+    return float(error[len(error) // 2 :].max())
+
+
 def free_return(factor: float) -> float:
     r"""Return in which time the excess of rho^4 falls to 1/e if there is no gradient at all.
 
@@ -192,7 +198,8 @@ def correlation_of_steps(
 
     Returns
     -------
-    table with `momentum`, `seed`, `c`, `plain` (mean rho^2 over the law with c = 0), `corrected`
+    table with `momentum`, `init_seed`, `setting`, `c`, `plain` (mean rho^2 over the law with c =
+    0), `corrected`
     (over the law with c), `apart` (mean cosine distance of successive weights over its law).
     """
     import torch
@@ -215,8 +222,9 @@ def correlation_of_steps(
             kept.append(torch.stack([*dots, 1 - angle.cos()]))
         before = velocity
     gg, gm, ww, apart = torch.stack(kept).mean(0).numpy()
-    table = pd.DataFrame({"momentum": mu[:, 0].numpy(), "seed": [run.init_seed for run in runs]})
-    share = table.momentum.astype(float).round(6)
+    share = pd.Series([run.momentum for run in runs])
+    table = pd.DataFrame({"momentum": share, "init_seed": [run.init_seed for run in runs]})
+    table["setting"] = [f"momentum {value:g}" for value in share]
     law = lr * gg / (wd * (1 - share) * (2 - lr * wd / (1 + share)))
     table["c"], table["plain"] = 2 * share * gm / gg, ww / law
     table["corrected"] = table.plain / (1 + table.c)

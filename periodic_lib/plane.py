@@ -10,12 +10,14 @@ chi(G_far) < c < chi(G) with chi = sqrt(2 eta lambda) h / (2 G).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from periodic_lib import theory
-from periodic_lib.periods import count_by_run, find_destabilizations, late
+from periodic_lib.periods import balance_ratio, count_by_run, find_destabilizations, late
 from periodic_lib.regimes import BUDGET_BORDER, window_budget
 from periodic_lib.toys import SphereToy
 
@@ -39,6 +41,39 @@ def judged(data: xr.Dataset, **columns: object) -> pd.DataFrame:
     found["gradient"] = np.sqrt(square.mean("step")).values
     found["lr_wd"] = (data.lr * data.weight_decay).values.round(12)
     return pd.DataFrame(found | {"seed": data.init_seed.values} | columns)
+
+
+def about_the_line(data: xr.Dataset, low: float = 0.5, high: float = 2.0) -> pd.DataFrame:
+    """Return where the steps of the second half are, and who pays for the norm's growth, by run.
+
+    `below`, `on`, `above`: shares of the steps with a balance ratio below `low`, between, above
+    `high`. `top`: share of the growth, the sum of ln(1 + tan^2 alpha), that the most violent 1 % of
+    the steps pay.
+    """
+    second = late(data)
+    ratio = balance_ratio(second)
+    growth = np.sort(np.log1p(np.square(np.tan(second.angular_update.values.astype(float)))))
+    few = max(1, growth.shape[1] // 100)
+    found = {"below": (ratio < low).mean("step"), "above": (ratio > high).mean("step")}
+    table = pd.DataFrame(found, data.run.values)
+    table["on"] = 1 - table.below - table.above
+    return table.assign(top=growth[:, -few:].sum(1) / growth.sum(1))
+
+
+def moves_as_it_must(data: xr.Dataset, close: float) -> np.ndarray:
+    """Return of every step whose balance ratio is not within `close` of 1 whether the effective
+    learning rate grows exactly if the ratio is below 1: an identity of SGD without momentum.
+    """
+    ratio = balance_ratio(data).values[:, :-1]
+    grows = np.diff(np.log(data.elr.values.astype(float)), axis=1) > 0
+    return (grows == (ratio < 1))[np.abs(ratio - 1) > close]
+
+
+def cold_sharpness(data: xr.Dataset) -> float:
+    """Return the last measured sharpness of the runs of smallest eta lambda, median over seeds."""
+    product = data.lr * data.weight_decay
+    coldest = (product == product.min()).values
+    return float(data.sharpness.isel(run=coldest, curvature_step=-1).median())
 
 
 def toy_plane(products, flipped, seeds, horizon: int = 50_000) -> pd.DataFrame:
@@ -139,13 +174,23 @@ def border_scores(rows: pd.DataFrame) -> dict[str, int]:
     return found | {"always": int(max(rows.held.sum(), (~rows.held).sum()))}
 
 
-def cold_border(rows: pd.DataFrame, edge: float, name: str = "cold") -> pd.Series:
+def border_outcomes(score: Mapping[str, int], share: float) -> tuple[dict[str, bool], str]:
+    """Return what `border_scores` say of a border: the outcomes of its rule, and the numbers."""
+    right, number = score["right"], score["fields"]
+    met = {f"at least {share:.0%} of the fields": right >= share * number}
+    words = {"lr_wd": "the best border at one lr × wd", "noise": "the best border at one noise"}
+    met |= {f"more than by {said}": right > score[name] for name, said in words.items()}
+    nulls = ", ".join(f"by {said} {score[name]}" for name, said in words.items())
+    return met, f"{right} of {number} decided fields; {nulls}"
+
+
+def border(rows: pd.DataFrame, edge: float, name: str = "cold") -> pd.Series:
     r"""Return eta lambda at which chi reaches the edge, for each noise: chi grows as its root.
 
-    `name` "hot" for the upper border.
+    `rows`: `fields`; `name` "hot" for the upper border.
 
     >>> rows = pd.DataFrame({"noise": [0.1], "lr_wd": [0.01], "cold": [0.6]})
-    >>> cold_border(rows, edge=0.3).round(6).to_dict()
+    >>> border(rows, edge=0.3).round(6).to_dict()
     {0.1: 0.0025}
     """
     square = rows.lr_wd * np.square(edge / rows[name])
