@@ -120,6 +120,16 @@ def recoveries(results: xr.Dataset) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=BREAK_COLUMNS, dtype=float)
 
 
+def drifts(results: xr.Dataset) -> Iterator[float]:
+    """Yield, of every run with four breaks or more, the median norm at those of the second half
+    over that at those of the first.
+    """
+    for _, breaks in runs_with_breaks(results):
+        norms, half = breaks["norm_before"].to_numpy(float), len(breaks) // 2
+        if half >= 2:
+            yield float(np.median(norms[half:]) / np.median(norms[:half]))
+
+
 def aligned(
     results: xr.Dataset, name: str, before: float = 0.5, after: float = 2.0, points: int = 200
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -139,7 +139,7 @@ def plot_approaches(results: Sequence[xr.Dataset], shown: float = 6.0) -> Figure
             until = int(breaks["start"].iloc[0]) if len(breaks) else len(clock)
             style = {"color": tint[lr], "lw": 1}
             left.plot(clock, one.elr, **style, label=f"{lr:g}")
-            start = one.elr[int(one.weight_norm[:until].argmax())]
+            start = one.elr[int(one.weight_norm.values[:until].argmax())]
             right.plot(clock[:until], one.elr[:until] / start, **style)
             longest = max(longest, clock[until - 1])
     line = np.linspace(0, longest, 50)
