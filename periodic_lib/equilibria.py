@@ -45,8 +45,8 @@ def formulas(
 def rms(values: xr.DataArray) -> xr.DataArray:
     """Return the root mean square over steps.
 
-    >>> float(rms(xr.DataArray([3.0, 4.0], dims="step")) ** 2)
-    12.5
+    >>> float(rms(xr.DataArray([1.0, 7.0], dims="step")))
+    5.0
     """
     return np.sqrt(np.square(values.astype(float)).mean("step"))
 

@@ -138,39 +138,44 @@ def with_chi(table: pd.DataFrame, sharpness: pd.Series) -> pd.DataFrame:
 def fields(table: pd.DataFrame, edge: float) -> pd.DataFrame:
     """Return a row for each noise and eta lambda: what is said of it and what is found.
 
-    Columns `budget`, `cold`, `hot`, medians; `said`, equilibrium by chi: `cold` below `edge`, or
-    `hot` above it; `held`, the budget is at least the border; `decided`, it is not within a tenth
-    of it.
+    Columns `budget`, `cold`, `hot`, medians; `below`, `cold` is below `edge`; `said`, equilibrium
+    by chi: that, or `hot` is above the edge; `held`, the budget is at least the border; `decided`,
+    it is not within a tenth of it.
     """
     rows = table.groupby(["noise", "lr_wd"])[["budget", "cold", "hot"]].median().reset_index()
-    rows["said"] = (rows.cold < edge) | (rows.hot > edge)
+    rows["below"] = rows.cold < edge
+    rows["said"] = rows.below | (rows.hot > edge)
     rows["held"] = rows.budget >= BUDGET_BORDER
     rows["decided"] = np.abs(rows.budget / BUDGET_BORDER - 1) >= UNDECIDED
     return rows
 
 
-def best_constant(values, held) -> int:
+def best_constant(values, held, either: bool = True) -> int:
     """Return how many outcomes the best single threshold on `values`, in hindsight, tells right.
 
-    In either direction, and with none of the values beyond it, too.
+    Held above it or, if `either` direction will do, below; all or none of them held, too.
 
     >>> best_constant([1, 2, 3, 4], [True, True, False, True])
     3
     """
     values, held = np.asarray(values), np.asarray(held, bool)
     above = [((values > cut) == held).sum() for cut in [-np.inf, *np.unique(values)]]
-    return int(max(*above, len(held) - min(above)))
+    return int(max(*above, len(held) - min(above) if either else 0))
 
 
 def border_scores(rows: pd.DataFrame) -> dict[str, int]:
     """Return of the decided `fields` their number and how many are told right.
 
-    `right` by chi, `lr_wd` and `noise` by the best threshold on one of them in hindsight, `always`
-    by the more frequent outcome.
+    `right` by chi, `below` by its cold border alone, `cold` by the best cold border in hindsight;
+    `lr_wd` and `noise` by the best threshold on one of them in hindsight, `always` by the more
+    frequent outcome.
     """
     rows = rows[rows.decided]
     found = {"fields": len(rows), "right": int((rows.said == rows.held).sum())}
-    found |= {name: best_constant(rows[name], rows.held) for name in ("lr_wd", "noise")}
+    found["below"] = int((rows.below == rows.held).sum())
+    found["cold"] = best_constant(-rows.cold, rows.held, either=False)
+    for name in ("lr_wd", "noise"):
+        found[name] = best_constant(rows[name], rows.held)
     return found | {"always": int(max(rows.held.sum(), (~rows.held).sum()))}
 
 
