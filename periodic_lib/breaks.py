@@ -1,0 +1,351 @@
+r"""Around a break: what a quantity does at its start, and whether it announced it.
+
+A quantity is a DataArray (run, step), recorded at every step; breaks are a table as
+`periods.find_destabilizations` returns it, with `run`, `start` and `end`. Three questions:
+
+- *When?* `around` lines a quantity up at the starts of the breaks, `first_above` finds the step at
+  which it passes a level. The same at steps where nothing happens (`quiet_steps`) is the null.
+- *Was it announced?* The hazard: does a step that has a break within the next `ahead` steps rank
+  higher than one that has not? `hazard` makes the rows, `rank` the area under the ROC curve,
+
+      AUC = P(score before a break > score of another step), ties counting one half,
+
+  with an interval by a bootstrap over the stretches between breaks, since successive steps are no
+  independent cases. `moved` gives breaks at wrong times, for the null.
+- *What is in a period?* `phase_table`, `quiet_decay`, `break_table`, `loss_against_time`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from periodic_lib import theory
+from periodic_lib.periods import (
+    as_table,
+    balance_ratio,
+    count_by_run,
+    find_destabilizations,
+    find_excursions,
+    find_periods,
+    label_phases,
+    late,
+)
+from periodic_lib.regimes import summarize
+
+QUIET = range(-60, -10)  # steps before a break, where nothing has begun
+FIFTH = 5  # a phase's loss at an end is its mean over a fifth of it
+PHASE_COLUMNS = ["run", "start", "phase", "steps", "change", "growth"]
+TIMES = np.geomspace(0.1, 20, 12)  # intrinsic time since a restart
+
+
+# ---------------------------------------------------------------- when
+
+
+def around(values: xr.DataArray, breaks: pd.DataFrame, shifts: Iterable[int]) -> xr.DataArray:
+    """Return values (run, step, ...) at `shifts` steps from the start of every break.
+
+    Shape (event, shift, ...); nan where the record does not reach.
+
+    >>> values = xr.DataArray([[3.0, 1.0, 4.0]], {"run": [0], "step": [0, 1, 2]}, ("run", "step"))
+    >>> around(values, pd.DataFrame({"run": [0], "start": [2]}), [-1, 0, 1]).values.tolist()
+    [[1.0, 4.0, nan]]
+    """
+    shifts = xr.DataArray(list(shifts), dims="shift", coords={"shift": list(shifts)})
+    start = xr.DataArray(breaks["start"].to_numpy(int), dims="event")
+    run = xr.DataArray(breaks["run"].to_numpy(int), dims="event")
+    wanted = start + shifts
+    steps = values.step.values
+    inside = (wanted >= steps[0]) & (wanted <= steps[-1])
+    found = values.sel(run=run, step=wanted.clip(steps[0], steps[-1]))
+    return found.drop_vars(["run", "step"], errors="ignore").where(inside)
+
+
+def first_above(aligned: xr.DataArray, level: float | xr.DataArray, stay: int = 1) -> xr.DataArray:
+    """Return, per event, the first shift from which `stay` values in a row are above `level`.
+
+    `aligned`: (event, shift), at shifts one step apart. nan where there is none.
+
+    >>> values = xr.DataArray([[0, 2, 0, 2, 2]], {"shift": [-2, -1, 0, 1, 2]}, ("event", "shift"))
+    >>> first_above(values, 1).values.tolist(), first_above(values, 1, stay=2).values.tolist()
+    ([-1.0], [1.0])
+    """
+    above = aligned > level
+    for more in range(1, stay):
+        above = above & (aligned.shift(shift=-more) > level)
+    return aligned["shift"][above.argmax("shift")].drop_vars("shift").where(above.any("shift"))
+
+
+def take_off(values: xr.DataArray, breaks: pd.DataFrame, shifts: Iterable[int]) -> xr.DataArray:
+    """Return, per break, the first shift at which a quantity is beyond all of its quiet 50 steps.
+
+    The quiet steps are those from 60 to 11 before the start.
+    """
+    quiet = around(values, breaks, QUIET).max("shift")
+    return first_above(around(values, breaks, shifts), quiet)
+
+
+def quiet_steps(results: xr.Dataset, breaks: pd.DataFrame, margin: int) -> pd.DataFrame:
+    """Return all steps at least `margin` away from every break, as a table with `run`, `start`.
+
+    It takes the place of a table of breaks, for the null.
+    """
+    near = _from_to(results, breaks, breaks["start"] - margin, breaks["end"] + margin)
+    rows = np.argwhere(~near.transpose("run", "step").values)
+    return pd.DataFrame(
+        {"run": results.run.values[rows[:, 0]], "start": results.step.values[rows[:, 1]]}
+    )
+
+
+def _from_to(results: xr.Dataset, breaks: pd.DataFrame, first, last) -> xr.DataArray:
+    """Return which steps (run, step) are from `first` to before `last` of some break of the run."""
+    steps = results.step.values
+    inside = np.zeros((results.sizes["run"], len(steps)), bool)
+    place = {run: row for row, run in enumerate(results.run.values)}
+    for run, low, high in zip(breaks["run"], first, last, strict=True):
+        inside[place[run]] |= (steps >= low) & (steps < high)
+    return xr.DataArray(inside, {"run": results.run.values, "step": steps}, ("run", "step"))
+
+
+# ---------------------------------------------------------------- announced?
+
+
+def hazard(
+    scores: Mapping[str, xr.DataArray],
+    breaks: pd.DataFrame,
+    ahead: int,
+    begin: int = 0,
+    steps: Iterable[int] | None = None,
+) -> pd.DataFrame:
+    """Return one row per step that counts, with its scores and whether a break comes.
+
+    Steps count outside phase C, from `begin` on, and only if the record goes on for `ahead` steps.
+
+    Parameters
+    ----------
+    scores : name -> (run, step), what is known at a step.
+    breaks : with `run`, `start`, `end`.
+    ahead : the break starts in the next 1 to `ahead` steps.
+    steps : only these; None: all.
+
+    Returns
+    -------
+    table with a column for each score, `comes`, and `stretch`, a number for every stretch between
+    breaks of every run.
+
+    >>> norm = 0.99 ** (np.arange(300) % 100)
+    >>> rows = {"run": [0], "step": np.arange(300)}
+    >>> values = xr.DataArray([norm], rows, ("run", "step"))
+    >>> breaks = find_destabilizations(norm).assign(run=0)
+    >>> int(hazard({"norm": values}, breaks, ahead=20).comes.sum())
+    40
+    """
+    data = xr.Dataset(dict(scores))
+    if steps is not None:
+        data = data.sel(step=list(steps))
+    comes = _from_to(data, breaks, breaks["start"] - ahead, breaks["start"])
+    broken = _from_to(data, breaks, breaks["start"], breaks["end"])
+    last = max(int(values.step[-1]) for values in scores.values()) - ahead
+    counts = ~broken & (data.step >= begin) & (data.step <= last)
+    stretch = [
+        own * (len(breaks) + 1) + np.searchsorted(np.sort(mine), data.step.values, "right")
+        for own, mine in enumerate(breaks["start"][breaks["run"] == run] for run in data.run.values)
+    ]
+    stretch = comes.copy(data=np.array(stretch, int))
+    frame = data.reset_coords(drop=True).assign(comes=comes, stretch=stretch, counts=counts)
+    frame = frame.to_dataframe()
+    return frame[frame.pop("counts").to_numpy(bool)].reset_index(drop=True)
+
+
+def rank(
+    rows: pd.DataFrame, names: Iterable[str], level: float = 0.95, draws: int = 300, seed: int = 0
+) -> pd.DataFrame:
+    """Return the AUC of each score for `comes`, and how far the first one is above the others.
+
+    Parameters
+    ----------
+    rows : as `hazard` returns them.
+    names : of scores; the first is compared with the others.
+    level, draws, seed : of the interval, by a bootstrap over `stretch`.
+
+    Returns
+    -------
+    table with one row a score and the columns `auc`, `low`, `high`, `ahead`, `ahead_low`,
+    `ahead_high` (AUC of the first score minus this one's); nan if only one outcome is there.
+
+    >>> rows = pd.DataFrame({"comes": [False, True] * 20, "stretch": range(40)})
+    >>> found = rank(rows.assign(good=rows.comes, bad=0), ["good", "bad"])
+    >>> found.auc.tolist(), found.ahead_low.tolist()
+    ([1.0, 0.5], [0.0, 0.5])
+    """
+    names = list(names)
+    found, drawn = _areas(rows, names), np.random.default_rng(seed)
+    groups = [part for _, part in rows.groupby("stretch")]
+    again = [
+        _areas(pd.concat([groups[i] for i in drawn.integers(len(groups), size=len(groups))]), names)
+        for _ in range(0 if np.isnan(found).any() else draws)
+    ]
+    again = np.array(again or [found])
+    again = again[~np.isnan(again).any(axis=1)] if len(again) > 1 else again
+    ends = [(1 - level) / 2, (1 + level) / 2]
+    low, high = np.quantile(again, ends, axis=0)
+    behind = np.quantile(again[:, :1] - again, ends, axis=0)
+    columns = {"auc": found, "low": low, "high": high, "ahead": found[0] - found}
+    return pd.DataFrame(columns | {"ahead_low": behind[0], "ahead_high": behind[1]}, index=names)
+
+
+def _areas(rows: pd.DataFrame, names: list[str]) -> np.ndarray:
+    from sklearn.metrics import roc_auc_score
+
+    if rows["comes"].nunique() < 2:
+        return np.full(len(names), np.nan)
+    return np.array([roc_auc_score(rows["comes"], rows[name]) for name in names])
+
+
+def moved(breaks: pd.DataFrame, results: xr.Dataset, seed: int = 0) -> pd.DataFrame:
+    """Return breaks at wrong times: those of each run shifted together, around the record's end.
+
+    Their number, their spacings and their lengths stay as they are; the shift is random, one a run.
+    """
+    length, drawn = int(results.step[-1]) + 1, np.random.default_rng(seed)
+    shift = dict(
+        zip(results.run.values, drawn.integers(length, size=results.sizes["run"]), strict=True)
+    )
+    start = (breaks["start"] + breaks["run"].map(shift)) % length
+    return breaks.assign(start=start, end=start + breaks["end"] - breaks["start"])
+
+
+# ---------------------------------------------------------------- periods and their parts
+
+
+def _per_step(results: xr.Dataset) -> dict[int, pd.DataFrame]:
+    """Return, for every run, ln loss, ln rho^2, growth and phase of every step."""
+    growth = np.log1p(np.tan(results.angular_update) ** 2)
+    columns = {"log_loss": np.log(results.train_loss), "growth": growth, "elr": results.elr}
+    columns |= {"level": 2 * np.log(results.weight_norm), "phase": label_phases(results)}
+    data = xr.Dataset(columns).reset_coords(drop=True)
+    return {run: data.sel(run=run).to_dataframe() for run in results.run.values}
+
+
+def phase_table(results: xr.Dataset) -> pd.DataFrame:
+    r"""Return one row per phase of every complete period.
+
+    `run`; `start` of the period; `phase`; `steps` spent in it; `change`, of ln loss from the mean
+    over its first fifth to that over its last; `growth`, its part of the outward side of the
+    log-norm budget, sum of ln(1 + tan^2 alpha).
+    """
+    steps, rows = _per_step(results), []
+    for period in find_periods(results).itertuples():
+        inside = steps[period.run].loc[period.start : period.end - 1]
+        for phase, part in inside.groupby("phase"):
+            n = max(1, len(part) // FIFTH)
+            change = part.log_loss[-n:].mean() - part.log_loss[:n].mean()
+            rows.append((period.run, period.start, phase, len(part), change, part.growth.sum()))
+    return as_table(rows, PHASE_COLUMNS)
+
+
+def quiet_decay(results: xr.Dataset) -> pd.DataFrame:
+    """Return, per complete period, the decay of ln rho^2 in the second half of phase A.
+
+    `decay`, the slope of a straight line, is in units of free decay, 2 lr wd a step: 1 if no
+    gradient pays anything back. Columns `run`, `decay`.
+    """
+    steps, rows = _per_step(results), []
+    lr_wd = (results.lr * results.weight_decay).to_series()
+    for period in find_periods(results).itertuples():
+        inside = steps[period.run].loc[period.start : period.end - 1]
+        quiet = inside.level[inside.phase == "A"]
+        quiet = quiet[len(quiet) // 2 :]
+        if len(quiet) > 1:
+            slope = np.polyfit(quiet.index, quiet, 1)[0]
+            rows.append((period.run, -slope / (2 * lr_wd[period.run])))
+    return as_table(rows, ["run", "decay"])
+
+
+def loss_against_time(results: xr.Dataset, edges: Iterable[float] = TIMES) -> pd.DataFrame:
+    r"""Return geometric means of loss and intrinsic time tau, in bins of tau, for every period.
+
+    tau = sum of the effective learning rate over the steps since the break that opened the period
+    was over. Columns `period`, `bin`, `loss`, `tau`, `product`; bins with fewer than three steps
+    are left out.
+    """
+    steps, rows, edges = _per_step(results), [], np.asarray(list(edges))
+    ends = find_destabilizations(results).set_index(["run", "start"])["end"]
+    for period in find_periods(results).itertuples():
+        after = steps[period.run].loc[ends[period.run, period.start] : period.end - 1]
+        tau = theory.intrinsic_time(after.elr.to_numpy())
+        path = pd.DataFrame({"loss": after.log_loss.to_numpy(), "tau": np.log(tau)})
+        bins = path.groupby(np.digitize(tau, edges))
+        means = np.exp(bins.mean())[bins.size() > 2].loc[1 : len(edges) - 1]
+        rows += [(period.Index, *row, row[1] * row[2]) for row in means.itertuples()]
+    return as_table(rows, ["period", "bin", "loss", "tau", "product"])
+
+
+def break_table(results: xr.Dataset, breaks: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per break: when loss and gradient take off, how fast, and in which layer.
+
+    `loss`, `gradient`: the first step from the norm's minimum beyond all of the quiet 50 (those 60
+    to 11 steps before); `growth`, of the angular update per step, from the step before the minimum
+    to the one after; `lead`, how far the first layer turns in units of the last one's turn at the
+    minimum; `lead_before`, the median of that over the quiet 50.
+    """
+    turns, near = results.layer_angular_update, range(-10, 11)
+    lead = turns.isel(layer=0) / turns.isel(layer=-1)
+    total = around(balance_ratio(results), breaks, [-1, 1])
+    return pd.DataFrame(
+        {
+            "run": breaks["run"].to_numpy(int),
+            "loss": take_off(results.train_loss, breaks, near).values,
+            "gradient": take_off(results.eff_grad_norm, breaks, near).values,
+            "growth": np.sqrt(total.isel(shift=1) / total.isel(shift=0)).values,
+            "lead": around(lead, breaks, [0]).isel(shift=0).values,
+            "lead_before": around(lead, breaks, QUIET).median("shift").values,
+        }
+    )
+
+
+def cosine_distance(direction: xr.DataArray) -> xr.DataArray:
+    """Return 1 - cos of the angle from each snapshot to the next, (run, snapshot_step).
+
+    `direction`: unit vectors (run, snapshot_step, weight), as a result keeps them. The last
+    snapshot has no next one and is left out.
+
+    >>> turned = xr.DataArray([[[1.0, 0.0], [0.0, 1.0]]], dims=("run", "snapshot_step", "weight"))
+    >>> cosine_distance(turned.assign_coords(snapshot_step=[0, 5])).values.tolist()
+    [[1.0]]
+    """
+    after = direction.shift(snapshot_step=-1).isel(snapshot_step=slice(None, -1))
+    return 1 - (direction.astype(float) * after).sum("weight")
+
+
+# ---------------------------------------------------------------- controls
+
+
+def judge_by_loss(results: xr.Dataset, window: int, since: int = 0) -> pd.DataFrame:
+    """Return the run table with a second count, of excursions of the loss: a norm may not move.
+
+    Parameters
+    ----------
+    window : steps whose median loss is the recent level (`periods.find_excursions`); the loss is
+        averaged over an epoch.
+    since : only excursions that start at this step or later.
+
+    Returns
+    -------
+    `summarize`, with `excursions`; `lowest`, the lowest mean loss of an epoch; `error`, the mean
+    test error of the late evaluations; `steps`, the length of the record. Index: the rows' place.
+    """
+    epoch = results.attrs["steps_per_epoch"]
+    excursions = find_excursions(results, window, smoothing=epoch)
+    excursions = excursions[excursions["start"] >= since]
+    table = summarize(results).assign(
+        excursions=count_by_run(excursions, results),
+        lowest=results.train_loss.rolling(step=epoch).mean().min("step").values,
+        steps=results.sizes["step"],
+    )
+    if "test_error" in results:
+        table["error"] = late(results).test_error.mean("eval_step").values
+    return table
