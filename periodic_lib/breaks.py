@@ -37,9 +37,33 @@ from periodic_lib.periods import (
 from periodic_lib.regimes import summarize
 
 QUIET = range(-60, -10)  # steps before a break, where nothing has begun
+NULLS = 20  # times that breaks are moved to wrong times
 FIFTH = 5  # a phase's loss at an end is its mean over a fifth of it
 PHASE_COLUMNS = ["run", "start", "phase", "steps", "change", "growth"]
 TIMES = np.geomspace(0.1, 20, 12)  # intrinsic time since a restart
+
+
+# ---------------------------------------------------------------- the two edges
+
+
+def batch_edge_share(results: xr.Dataset) -> xr.DataArray:
+    r"""Return kappa, (run, step): the effective learning rate over the edge of the step's batch.
+
+    kappa = (eta / rho^2) h_B / 2, with the batch sharpness h_B (`Record.batch_sharpness`): above 1
+    a step along the batch's gradient goes too far for a quadratic of that curvature.
+    """
+    return (results.elr * results.batch_sharpness / 2).rename("kappa")
+
+
+def full_edge_share(results: xr.Dataset) -> xr.DataArray:
+    """Return the same for the largest curvature of the whole training set's loss.
+
+    (run, curvature_step); the measurement after the last step is left out: its step has no row.
+    """
+    inside = results.curvature_step.isin(results.step.values)
+    h = results.sharpness.isel(curvature_step=inside.values)
+    rate = results.elr.sel(step=h.curvature_step.values).rename(step="curvature_step")
+    return (rate * h / 2).rename("full")
 
 
 # ---------------------------------------------------------------- when
@@ -88,7 +112,50 @@ def take_off(values: xr.DataArray, breaks: pd.DataFrame, shifts: Iterable[int]) 
     return first_above(around(values, breaks, shifts), quiet)
 
 
-def quiet_steps(results: xr.Dataset, breaks: pd.DataFrame, margin: int) -> pd.DataFrame:
+def share_above(
+    values: xr.DataArray, events: pd.DataFrame, level: float, within: int, stay: int
+) -> pd.Series:
+    """Return, per run, at which share of its events a quantity passes a level and stays there.
+
+    `stay` values in a row above `level`, the first of them at most `within` steps before or after
+    the event; `events`: breaks, or `quiet_steps`. Index: `run`.
+
+    >>> values = xr.DataArray([[0, 0, 9, 9]], {"run": [3], "step": range(4)}, ("run", "step"))
+    >>> events = pd.DataFrame({"run": [3, 3], "start": [0, 3]})
+    >>> share_above(values, events, level=1, within=1, stay=2).to_dict()
+    {3: 0.5}
+    """
+    aligned = around(values, events, range(-within, within + stay))
+    passed = first_above(aligned, level, stay).notna().values
+    return pd.Series(passed, name="share").groupby(events["run"].to_numpy()).mean()
+
+
+def last_before(values: xr.DataArray, breaks: pd.DataFrame) -> np.ndarray:
+    """Return, per break, the last value before its start of what is measured now and then.
+
+    `values`: (run, curvature_step), with a measurement at step 0.
+    """
+    start = xr.DataArray(breaks["start"].to_numpy(int) - 1, dims="event")
+    run = xr.DataArray(breaks["run"].to_numpy(int), dims="event")
+    return values.sel(run=run).sel(curvature_step=start, method="ffill").values
+
+
+def marks(values: xr.DataArray, breaks: pd.DataFrame, margin: int, **rule: float) -> pd.DataFrame:
+    """Return, per run, at which share of its breaks and of its quiet steps a quantity meets a rule.
+
+    `rule`: `level`, `within`, `stay` of `share_above`; `margin`: of `quiet_steps`. Columns `breaks`
+    and `quiet`, 0 where there is none.
+    """
+    quiet = quiet_steps(values, breaks, margin)
+    shares = {
+        name: share_above(values, of, **rule) for name, of in (("breaks", breaks), ("quiet", quiet))
+    }
+    return pd.DataFrame(shares, index=values.run.values).fillna(0)
+
+
+def quiet_steps(
+    results: xr.Dataset | xr.DataArray, breaks: pd.DataFrame, margin: int
+) -> pd.DataFrame:
     """Return all steps at least `margin` away from every break, as a table with `run`, `start`.
 
     It takes the place of a table of breaks, for the null.
@@ -100,7 +167,7 @@ def quiet_steps(results: xr.Dataset, breaks: pd.DataFrame, margin: int) -> pd.Da
     )
 
 
-def _from_to(results: xr.Dataset, breaks: pd.DataFrame, first, last) -> xr.DataArray:
+def _from_to(results: xr.Dataset | xr.DataArray, breaks: pd.DataFrame, first, last) -> xr.DataArray:
     """Return which steps (run, step) are from `first` to before `last` of some break of the run."""
     steps = results.step.values
     inside = np.zeros((results.sizes["run"], len(steps)), bool)
@@ -205,7 +272,7 @@ def _areas(rows: pd.DataFrame, names: list[str]) -> np.ndarray:
     return np.array([roc_auc_score(rows["comes"], rows[name]) for name in names])
 
 
-def moved(breaks: pd.DataFrame, results: xr.Dataset, seed: int = 0) -> pd.DataFrame:
+def moved(breaks: pd.DataFrame, results: xr.Dataset | xr.DataArray, seed: int = 0) -> pd.DataFrame:
     """Return breaks at wrong times: those of each run shifted together, around the record's end.
 
     Their number, their spacings and their lengths stay as they are; the shift is random, one a run.
@@ -216,6 +283,24 @@ def moved(breaks: pd.DataFrame, results: xr.Dataset, seed: int = 0) -> pd.DataFr
     )
     start = (breaks["start"] + breaks["run"].map(shift)) % length
     return breaks.assign(start=start, end=start + breaks["end"] - breaks["start"])
+
+
+def warning(
+    scores: Mapping[str, xr.DataArray],
+    breaks: pd.DataFrame,
+    ahead: int,
+    begin: int,
+    level: float = 0.95,
+    steps: Iterable[int] | None = None,
+) -> pd.DataFrame:
+    """Return `rank` of the `hazard`, with the column `null`: the median AUC at wrong times.
+
+    Parameters are those of `hazard` and `rank`; the wrong times are `moved`, 20 times.
+    """
+    names, like = list(scores), next(iter(scores.values()))
+    wrong = [hazard(scores, moved(breaks, like, s), ahead, begin, steps) for s in range(NULLS)]
+    found = rank(hazard(scores, breaks, ahead, begin, steps), names, level)
+    return found.assign(null=np.median([_areas(rows, names) for rows in wrong], axis=0))
 
 
 # ---------------------------------------------------------------- periods and their parts

@@ -63,6 +63,32 @@ def test_quiet_steps_are_all_but_those_near_a_break():
     assert found.start[found.run == 1].tolist() == [t for t in range(30) if not 7 <= t < 17]
 
 
+def test_the_last_measurement_is_one_before_the_break():
+    values = xr.DataArray([[1.0, 2.0, 3.0]], {"run": [0], "curvature_step": [0, 10, 20]}, ("run", "curvature_step"))
+    events = table((0, 10, 12), (0, 11, 13), (0, 20, 21), (0, 99, 100))
+    assert around_breaks.last_before(values, events).tolist() == [1, 2, 2, 3]
+
+
+def test_a_rule_is_met_at_breaks_and_seldom_in_quiet_steps():
+    values = np.full((2, 400), 0.2)
+    values[:, 100:104] = 5  # at the break
+    values[1, 300:302] = 5  # in the quiet part, too short to stay
+    found = around_breaks.marks(quantity(values), table((0, 101, 104), (1, 101, 104)), 30, level=1, within=5, stay=3)
+    assert found.breaks.tolist() == [1, 1]
+    assert found.quiet.tolist() == [0, 0]
+
+
+def test_shares_of_the_edges_are_half_the_product_with_the_sharpness():
+    data = quantity(np.full((1, 6), 0.1)).to_dataset(name="elr")
+    data = data.assign(batch_sharpness=quantity(np.arange(6.0)))
+    data["sharpness"] = (("run", "curvature_step"), [[4.0, 8.0, 9.0]])
+    data = data.assign_coords(curvature_step=[0, 3, 6])
+    assert around_breaks.batch_edge_share(data).values[0] == pytest.approx(0.05 * np.arange(6))
+    full = around_breaks.full_edge_share(data)
+    assert full.values[0] == pytest.approx([0.2, 0.4])
+    assert full.curvature_step.values.tolist() == [0, 3]
+
+
 # ---------------------------------------------------------------- announced
 
 
@@ -107,6 +133,14 @@ def test_moved_breaks_keep_number_and_lengths_and_lose_what_announced_them():
         for seed in range(20)
     ]
     assert abs(np.mean(areas) - 0.5) < 0.15
+
+
+def test_a_warning_is_one_at_the_right_times_only():
+    count = quantity(np.tile(np.arange(1000) % 100, (3, 1)))
+    events = table(*((run, t, t + 1) for run in range(3) for t in range(100, 1000, 100)))
+    found = around_breaks.warning({"count": count}, events, ahead=10, begin=0)
+    assert found.auc["count"] == 1
+    assert 0.3 < found.null["count"] < 0.7
 
 
 # ---------------------------------------------------------------- periods
