@@ -12,7 +12,9 @@ A quantity is a DataArray (run, step), recorded at every step; breaks are a tabl
 
   with an interval by a bootstrap over the stretches between breaks, since successive steps are no
   independent cases. `moved` gives breaks at wrong times, for the null.
-- *What is in a period?* `phase_table`, `quiet_decay`, `break_table`, `loss_against_time`.
+- *For runs whose norm cannot move*: `judge_by_loss`.
+
+What is in a period and in a break: `periodic_lib.anatomy`.
 """
 
 from __future__ import annotations
@@ -23,24 +25,11 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from periodic_lib import theory
-from periodic_lib.periods import (
-    as_table,
-    balance_ratio,
-    count_by_run,
-    find_destabilizations,
-    find_excursions,
-    find_periods,
-    label_phases,
-    late,
-)
+from periodic_lib.periods import count_by_run, find_destabilizations, find_excursions, late
 from periodic_lib.regimes import summarize
 
 QUIET = range(-60, -10)  # steps before a break, where nothing has begun
 NULLS = 20  # times that breaks are moved to wrong times
-FIFTH = 5  # a phase's loss at an end is its mean over a fifth of it
-PHASE_COLUMNS = ["run", "start", "phase", "steps", "change", "growth"]
-TIMES = np.geomspace(0.1, 20, 12)  # intrinsic time since a restart
 
 
 # ---------------------------------------------------------------- the two edges
@@ -126,7 +115,7 @@ def share_above(
     {3: 0.5}
     """
     aligned = around(values, events, range(-within, within + stay))
-    passed = first_above(aligned, level, stay).notna().values
+    passed = ~np.isnan(first_above(aligned, level, stay).values)
     return pd.Series(passed, name="share").groupby(events["run"].to_numpy()).mean()
 
 
@@ -178,6 +167,11 @@ def _from_to(results: xr.Dataset | xr.DataArray, breaks: pd.DataFrame, first, la
 
 
 # ---------------------------------------------------------------- announced?
+
+
+def largest(values: xr.DataArray, window: int) -> xr.DataArray:
+    """Return the largest of the last `window` values (run, step), of those that there are."""
+    return values.rolling(step=window, min_periods=1).max()
 
 
 def hazard(
@@ -301,109 +295,6 @@ def warning(
     wrong = [hazard(scores, moved(breaks, like, s), ahead, begin, steps) for s in range(NULLS)]
     found = rank(hazard(scores, breaks, ahead, begin, steps), names, level)
     return found.assign(null=np.median([_areas(rows, names) for rows in wrong], axis=0))
-
-
-# ---------------------------------------------------------------- periods and their parts
-
-
-def _per_step(results: xr.Dataset) -> dict[int, pd.DataFrame]:
-    """Return, for every run, ln loss, ln rho^2, growth and phase of every step."""
-    growth = np.log1p(np.tan(results.angular_update) ** 2)
-    columns = {"log_loss": np.log(results.train_loss), "growth": growth, "elr": results.elr}
-    columns |= {"level": 2 * np.log(results.weight_norm), "phase": label_phases(results)}
-    data = xr.Dataset(columns).reset_coords(drop=True)
-    return {run: data.sel(run=run).to_dataframe() for run in results.run.values}
-
-
-def phase_table(results: xr.Dataset) -> pd.DataFrame:
-    r"""Return one row per phase of every complete period.
-
-    `run`; `start` of the period; `phase`; `steps` spent in it; `change`, of ln loss from the mean
-    over its first fifth to that over its last; `growth`, its part of the outward side of the
-    log-norm budget, sum of ln(1 + tan^2 alpha).
-    """
-    steps, rows = _per_step(results), []
-    for period in find_periods(results).itertuples():
-        inside = steps[period.run].loc[period.start : period.end - 1]
-        for phase, part in inside.groupby("phase"):
-            n = max(1, len(part) // FIFTH)
-            change = part.log_loss[-n:].mean() - part.log_loss[:n].mean()
-            rows.append((period.run, period.start, phase, len(part), change, part.growth.sum()))
-    return as_table(rows, PHASE_COLUMNS)
-
-
-def quiet_decay(results: xr.Dataset) -> pd.DataFrame:
-    """Return, per complete period, the decay of ln rho^2 in the second half of phase A.
-
-    `decay`, the slope of a straight line, is in units of free decay, 2 lr wd a step: 1 if no
-    gradient pays anything back. Columns `run`, `decay`.
-    """
-    steps, rows = _per_step(results), []
-    lr_wd = (results.lr * results.weight_decay).to_series()
-    for period in find_periods(results).itertuples():
-        inside = steps[period.run].loc[period.start : period.end - 1]
-        quiet = inside.level[inside.phase == "A"]
-        quiet = quiet[len(quiet) // 2 :]
-        if len(quiet) > 1:
-            slope = np.polyfit(quiet.index, quiet, 1)[0]
-            rows.append((period.run, -slope / (2 * lr_wd[period.run])))
-    return as_table(rows, ["run", "decay"])
-
-
-def loss_against_time(results: xr.Dataset, edges: Iterable[float] = TIMES) -> pd.DataFrame:
-    r"""Return geometric means of loss and intrinsic time tau, in bins of tau, for every period.
-
-    tau = sum of the effective learning rate over the steps since the break that opened the period
-    was over. Columns `period`, `bin`, `loss`, `tau`, `product`; bins with fewer than three steps
-    are left out.
-    """
-    steps, rows, edges = _per_step(results), [], np.asarray(list(edges))
-    ends = find_destabilizations(results).set_index(["run", "start"])["end"]
-    for period in find_periods(results).itertuples():
-        after = steps[period.run].loc[ends[period.run, period.start] : period.end - 1]
-        tau = theory.intrinsic_time(after.elr.to_numpy())
-        path = pd.DataFrame({"loss": after.log_loss.to_numpy(), "tau": np.log(tau)})
-        bins = path.groupby(np.digitize(tau, edges))
-        means = np.exp(bins.mean())[bins.size() > 2].loc[1 : len(edges) - 1]
-        rows += [(period.Index, *row, row[1] * row[2]) for row in means.itertuples()]
-    return as_table(rows, ["period", "bin", "loss", "tau", "product"])
-
-
-def break_table(results: xr.Dataset, breaks: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per break: when loss and gradient take off, how fast, and in which layer.
-
-    `loss`, `gradient`: the first step from the norm's minimum beyond all of the quiet 50 (those 60
-    to 11 steps before); `growth`, of the angular update per step, from the step before the minimum
-    to the one after; `lead`, how far the first layer turns in units of the last one's turn at the
-    minimum; `lead_before`, the median of that over the quiet 50.
-    """
-    turns, near = results.layer_angular_update, range(-10, 11)
-    lead = turns.isel(layer=0) / turns.isel(layer=-1)
-    total = around(balance_ratio(results), breaks, [-1, 1])
-    return pd.DataFrame(
-        {
-            "run": breaks["run"].to_numpy(int),
-            "loss": take_off(results.train_loss, breaks, near).values,
-            "gradient": take_off(results.eff_grad_norm, breaks, near).values,
-            "growth": np.sqrt(total.isel(shift=1) / total.isel(shift=0)).values,
-            "lead": around(lead, breaks, [0]).isel(shift=0).values,
-            "lead_before": around(lead, breaks, QUIET).median("shift").values,
-        }
-    )
-
-
-def cosine_distance(direction: xr.DataArray) -> xr.DataArray:
-    """Return 1 - cos of the angle from each snapshot to the next, (run, snapshot_step).
-
-    `direction`: unit vectors (run, snapshot_step, weight), as a result keeps them. The last
-    snapshot has no next one and is left out.
-
-    >>> turned = xr.DataArray([[[1.0, 0.0], [0.0, 1.0]]], dims=("run", "snapshot_step", "weight"))
-    >>> cosine_distance(turned.assign_coords(snapshot_step=[0, 5])).values.tolist()
-    [[1.0]]
-    """
-    after = direction.shift(snapshot_step=-1).isel(snapshot_step=slice(None, -1))
-    return 1 - (direction.astype(float) * after).sum("weight")
 
 
 # ---------------------------------------------------------------- controls

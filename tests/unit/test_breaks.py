@@ -5,9 +5,10 @@ import pandas as pd
 import pytest
 import xarray as xr
 
+from periodic_lib import anatomy, find_destabilizations, find_periods
 from periodic_lib import breaks as around_breaks
-from periodic_lib import find_destabilizations, find_periods
-from periodic_lib.breaks import around, cosine_distance, first_above, hazard, moved, quiet_steps, rank
+from periodic_lib.anatomy import cosine_distance
+from periodic_lib.breaks import around, first_above, hazard, moved, quiet_steps, rank
 from periodic_lib.toys import SphereToy
 
 RNG = np.random.default_rng(0)
@@ -147,7 +148,7 @@ def test_a_warning_is_one_at_the_right_times_only():
 
 
 def test_the_growth_of_the_phases_closes_the_log_norm_budget(orbit):
-    counted = around_breaks.phase_table(orbit)
+    counted = anatomy.phase_table(orbit)
     periods = find_periods(orbit)
     assert len(periods) > 3
     growth = counted.groupby(["run", "start"]).growth.sum()
@@ -157,6 +158,17 @@ def test_the_growth_of_the_phases_closes_the_log_norm_budget(orbit):
         change = 2 * float(np.log(norm.sel(step=p.end) / norm.sel(step=p.start)))
         assert growth[p.run, p.start] + 2 * p.length * decay == pytest.approx(change, abs=1e-6)
     assert counted.groupby(["run", "start"]).steps.sum().tolist() == periods.length.tolist()
+    assert counted.groupby(["run", "start"])["share"].sum().to_numpy() == pytest.approx(1)
+    whole, c = counted.groupby("run")[["steps", "growth"]].sum(), counted[counted.phase == "C"]
+    expected = c.groupby("run")[["steps", "growth"]].sum() / whole
+    assert anatomy.phase_c(counted).to_numpy() == pytest.approx(expected.to_numpy())
+
+
+@pytest.mark.parametrize(("rises", "true"), [(0.5, True), (-0.5, False)])
+def test_three_phases_are_a_long_fall_a_short_rise_and_a_very_short_break(rises, true):
+    rows = [(0, 10, "A", 90, -2.0), (0, 10, "B", 20, rises), (0, 10, "C", 5, 3.0)]
+    counted = pd.DataFrame(rows, columns=["run", "start", "phase", "steps", "change"])
+    assert anatomy.has_three_phases(counted).tolist() == [true]
 
 
 def saw(loss=1e-3, rate=1e-3):
@@ -173,7 +185,7 @@ def saw(loss=1e-3, rate=1e-3):
 
 @pytest.mark.parametrize("share", [1.0, 0.9])
 def test_the_quiet_decay_is_in_units_of_free_decay(share):
-    assert around_breaks.quiet_decay(saw(rate=share * 1e-3)).decay.to_numpy() == pytest.approx(share, rel=1e-6)
+    assert anatomy.quiet_decay(saw(rate=share * 1e-3)).decay.to_numpy() == pytest.approx(share, rel=1e-6)
 
 
 def test_a_loss_of_one_over_time_has_a_constant_product():
@@ -182,7 +194,7 @@ def test_a_loss_of_one_over_time_has_a_constant_product():
     loss = np.ones(4000)
     for end in ends.astype(int):
         loss[end : end + 998] = 0.02 / np.cumsum(data.elr.values[0, end : end + 998])
-    found = around_breaks.loss_against_time(data.assign(train_loss=(("run", "step"), loss[None])))
+    found = anatomy.loss_against_time(data.assign(train_loss=(("run", "step"), loss[None])))
     assert len(found) > 10
     assert found["product"].to_numpy() == pytest.approx(0.02, rel=0.02)
 
@@ -194,7 +206,7 @@ def test_a_break_in_the_first_layer_is_told_from_a_quiet_lead():
     turns[0, [999, 1999], 0] *= 4
     data["layer_angular_update"] = (("run", "step", "layer"), turns)
     data["angular_update"] = data.angular_update.where(data.step % 1000 != 0, 9e-3)
-    found = around_breaks.break_table(data, events)
+    found = anatomy.break_table(data, events)
     assert found.lead.tolist() == pytest.approx([6, 6])
     assert found.lead_before.tolist() == pytest.approx([1.5, 1.5])
     assert found.growth.tolist() == pytest.approx([3, 3], rel=1e-3)
