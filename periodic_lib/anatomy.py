@@ -71,9 +71,8 @@ def phase_c(counted: pd.DataFrame) -> pd.DataFrame:
 
 def _by_phase(counted: pd.DataFrame, of: str, how: str) -> pd.DataFrame:
     """Return a column of a `phase_table`, one row a run, one column a phase."""
-    grouped = counted.groupby(["run", "phase"])[of].agg(how)
-    wide = grouped.unstack("phase") if len(grouped) else pd.DataFrame(dtype=float)
-    return wide.reindex(columns=PHASES)
+    wide = counted.pivot_table(of, "run", "phase", how) if len(counted) else pd.DataFrame()
+    return wide.reindex(columns=PHASES).astype(float)
 
 
 def quiet_decay(results: xr.Dataset) -> pd.DataFrame:

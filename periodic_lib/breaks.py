@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from periodic_lib.periods import count_by_run, find_destabilizations, find_excursions, late
+from periodic_lib.periods import count_by_run, find_excursions, late
 from periodic_lib.regimes import summarize
 
 QUIET = range(-60, -10)  # steps before a break, where nothing has begun
@@ -75,6 +75,18 @@ def around(values: xr.DataArray, breaks: pd.DataFrame, shifts: Iterable[int]) ->
     inside = (wanted >= steps[0]) & (wanted <= steps[-1])
     found = values.sel(run=run, step=wanted.clip(steps[0], steps[-1]))
     return found.drop_vars(["run", "step"], errors="ignore").where(inside)
+
+
+def band(aligned: xr.DataArray, shares: Iterable[float] = (0.1, 0.5, 0.9)) -> np.ndarray:
+    """Return quantiles over the events of `around`, (share, shift); nan without an event.
+
+    >>> band(xr.DataArray([[0.0, 1.0], [2.0, 5.0]], dims=("event", "shift")), [0.5]).tolist()
+    [[1.0, 3.0]]
+    """
+    shares, values = list(shares), aligned.transpose("event", "shift").values
+    if not len(values):
+        return np.full((len(shares), values.shape[1]), np.nan)
+    return np.nanquantile(values, shares, axis=0)
 
 
 def first_above(aligned: xr.DataArray, level: float | xr.DataArray, stay: int = 1) -> xr.DataArray:
@@ -197,6 +209,7 @@ def hazard(
     table with a column for each score, `comes`, and `stretch`, a number for every stretch between
     breaks of every run.
 
+    >>> from periodic_lib import find_destabilizations
     >>> norm = 0.99 ** (np.arange(300) % 100)
     >>> rows = {"run": [0], "step": np.arange(300)}
     >>> values = xr.DataArray([norm], rows, ("run", "step"))
