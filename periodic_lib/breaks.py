@@ -25,10 +25,12 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from periodic_lib.periods import count_by_run, find_excursions, late
+from periodic_lib.changes import parse_changes
+from periodic_lib.periods import as_table, count_by_run, find_excursions, late
 from periodic_lib.regimes import summarize
 
 QUIET = range(-60, -10)  # steps before a break, where nothing has begun
+CHANGED_COLUMNS = ["run", "init_seed", "step", "what", "value", "excursions", "delay"]
 NULLS = 20  # times that breaks are moved to wrong times
 
 
@@ -338,3 +340,29 @@ def judge_by_loss(results: xr.Dataset, window: int, since: int = 0) -> pd.DataFr
     if "test_error" in results:
         table["error"] = late(results).test_error.mean("eval_step").values
     return table
+
+
+def after_change(results: xr.Dataset, window: int, within: float = np.inf) -> pd.DataFrame:
+    """Return one row per run: what its last change did to the loss (`Run.changes`).
+
+    Parameters
+    ----------
+    window : of the excursions of the loss, as `judge_by_loss`.
+    within : steps after the change that count.
+
+    Returns
+    -------
+    table with `run`, `init_seed`, `step`, `what`, `value` of the change, the number of
+    `excursions` that start in the steps after it, and the `delay` of the first (nan: none).
+    """
+    epoch, rows = results.attrs["steps_per_epoch"], []
+    starts = find_excursions(results, window, smoothing=epoch)[["run", "start"]]
+    for run, seed, text in zip(
+        results.run.values, results.init_seed.values, results.changes.values, strict=True
+    ):
+        change = parse_changes(str(text))[-1]
+        delays = starts["start"][starts["run"] == run] - change.step
+        delays = delays[(delays > 0) & (delays <= within)]
+        facts = (run, seed, change.step, change.what, change.value)
+        rows.append((*facts, len(delays), delays.min()))
+    return as_table(rows, CHANGED_COLUMNS)

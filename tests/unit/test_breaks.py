@@ -230,3 +230,23 @@ def test_excursions_count_from_a_step_on():
     assert around_breaks.judge_by_loss(data, 500).excursions.tolist() == [3]
     assert around_breaks.judge_by_loss(data, 500, since=1999).excursions.tolist() == [2]
     assert around_breaks.judge_by_loss(data, 500).steps.tolist() == [4000]
+
+
+def test_what_a_change_did_is_counted_from_its_step():
+    loss = np.full((2, 4000), 1e-3)
+    loss[0, [999, 2020, 2600, 3500]] = 1
+    data = quantity(loss).to_dataset(name="train_loss").assign_attrs(steps_per_epoch=1)
+    text = ["900: elr 0.1, 2000: hold", "2000: weight_decay 0"]
+    data = data.assign_coords(init_seed=("run", [3, 4]), changes=("run", text))
+    found = around_breaks.after_change(data, window=500, within=1000)
+    assert found.what.tolist() == ["hold", "weight_decay"]
+    assert found.step.tolist() == [2000, 2000]
+    assert found.excursions.tolist() == [2, 0]
+    assert found.delay[0] == 20
+    assert np.isnan(found.delay[1])
+
+
+def test_a_band_is_the_quantiles_over_events_and_unknown_without():
+    values = xr.DataArray(RNG.normal(size=(9, 4)), dims=("event", "shift"))
+    assert around_breaks.band(values)[1] == pytest.approx(np.median(values, axis=0))
+    assert np.isnan(around_breaks.band(values[:0])).all()

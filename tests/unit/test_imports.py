@@ -36,10 +36,11 @@ ALLOWED = {  # module -> modules of the library that it may import beside those,
     "stack": {"batches", "datasets", "devices", "networks", "normalization", "optimizers", "metrics"},
     "recording": {"stack", "metrics", "results"},
     "training": {"stack", "recording", "batches", "results"},
+    "preactivations": {"stack", "normalization"},
     "periods": {"theory"},
     "regimes": {"periods"},
     "minima": {"periods"},
-    "breaks": {"periods", "regimes"},
+    "breaks": {"changes", "periods", "regimes"},
     "anatomy": {"theory", "periods", "breaks"},
     "long_runs": set(),
     "experiments": {"results", "sources", "training", "recording", "periods"},
@@ -56,7 +57,7 @@ ALLOWED = {  # module -> modules of the library that it may import beside those,
     "__main__": {"cli"},
 }
 TORCH = {"batches", "datasets", "devices", "networks", "normalization", "optimizers", "metrics", "stack"}
-TORCH |= {"recording", "training"}
+TORCH |= {"recording", "training", "preactivations"}
 NO_TORCH = sorted(set(ALLOWED) - TORCH - {"__main__", "__init__"})
 
 
