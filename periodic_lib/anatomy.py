@@ -115,10 +115,11 @@ def loss_against_time(results: xr.Dataset, edges: Iterable[float] = TIMES) -> pd
 def break_table(results: xr.Dataset, breaks: pd.DataFrame) -> pd.DataFrame:
     """Return one row per break: when loss and gradient take off, how fast, and in which layer.
 
-    `loss`, `gradient`: the first step from the norm's minimum beyond all of the quiet 50 (those 60
-    to 11 steps before); `growth`, of the angular update per step, from the step before the minimum
-    to the one after; `lead`, how far the first layer turns in units of the last one's turn at the
-    minimum; `lead_before`, the median of that over the quiet 50.
+    `loss`, `gradient`, `first_layer`, `last_layer` (by their turn): the first step from the norm's
+    minimum beyond all of the quiet 50 (those 60 to 11 steps before); `growth`, of the angular
+    update per step, from the step before the minimum to the one after; `lead`, how far the first
+    layer turns in units of the last one's turn at the minimum; `lead_before`, the median of that
+    over the quiet 50.
     """
     turns, near = results.layer_angular_update, range(-10, 11)
     lead = turns.isel(layer=0) / turns.isel(layer=-1)
@@ -128,6 +129,8 @@ def break_table(results: xr.Dataset, breaks: pd.DataFrame) -> pd.DataFrame:
             "run": breaks["run"].to_numpy(int),
             "loss": take_off(results.train_loss, breaks, near).values,
             "gradient": take_off(results.eff_grad_norm, breaks, near).values,
+            "first_layer": take_off(turns.isel(layer=0), breaks, near).values,
+            "last_layer": take_off(turns.isel(layer=-1), breaks, near).values,
             "growth": np.sqrt(total.isel(shift=1) / total.isel(shift=0)).values,
             "lead": around(lead, breaks, [0]).isel(shift=0).values,
             "lead_before": around(lead, breaks, QUIET).median("shift").values,

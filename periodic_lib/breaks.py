@@ -12,7 +12,6 @@ A quantity is a DataArray (run, step), recorded at every step; breaks are a tabl
 
   with an interval by a bootstrap over the stretches between breaks, since successive steps are no
   independent cases. `moved` gives breaks at wrong times, for the null.
-- *For runs whose norm cannot move*: `judge_by_loss`.
 
 What is in a period and in a break: `periodic_lib.anatomy`.
 """
@@ -25,12 +24,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from periodic_lib.changes import parse_changes
-from periodic_lib.periods import as_table, count_by_run, find_excursions, late
-from periodic_lib.regimes import summarize
-
 QUIET = range(-60, -10)  # steps before a break, where nothing has begun
-CHANGED_COLUMNS = ["run", "init_seed", "step", "what", "value", "excursions", "delay"]
 NULLS = 20  # times that breaks are moved to wrong times
 
 
@@ -310,59 +304,3 @@ def warning(
     wrong = [hazard(scores, moved(breaks, like, s), ahead, begin, steps) for s in range(NULLS)]
     found = rank(hazard(scores, breaks, ahead, begin, steps), names, level)
     return found.assign(null=np.median([_areas(rows, names) for rows in wrong], axis=0))
-
-
-# ---------------------------------------------------------------- controls
-
-
-def judge_by_loss(results: xr.Dataset, window: int, since: int = 0) -> pd.DataFrame:
-    """Return the run table with a second count, of excursions of the loss: a norm may not move.
-
-    Parameters
-    ----------
-    window : steps whose median loss is the recent level (`periods.find_excursions`); the loss is
-        averaged over an epoch.
-    since : only excursions that start at this step or later.
-
-    Returns
-    -------
-    `summarize`, with `excursions`; `lowest`, the lowest mean loss of an epoch; `error`, the mean
-    test error of the late evaluations; `steps`, the length of the record. Index: the rows' place.
-    """
-    epoch = results.attrs["steps_per_epoch"]
-    excursions = find_excursions(results, window, smoothing=epoch)
-    excursions = excursions[excursions["start"] >= since]
-    table = summarize(results).assign(
-        excursions=count_by_run(excursions, results),
-        lowest=results.train_loss.rolling(step=epoch).mean().min("step").values,
-        steps=results.sizes["step"],
-    )
-    if "test_error" in results:
-        table["error"] = late(results).test_error.mean("eval_step").values
-    return table
-
-
-def after_change(results: xr.Dataset, window: int, within: float = np.inf) -> pd.DataFrame:
-    """Return one row per run: what its last change did to the loss (`Run.changes`).
-
-    Parameters
-    ----------
-    window : of the excursions of the loss, as `judge_by_loss`.
-    within : steps after the change that count.
-
-    Returns
-    -------
-    table with `run`, `init_seed`, `step`, `what`, `value` of the change, the number of
-    `excursions` that start in the steps after it, and the `delay` of the first (nan: none).
-    """
-    epoch, rows = results.attrs["steps_per_epoch"], []
-    starts = find_excursions(results, window, smoothing=epoch)[["run", "start"]]
-    for run, seed, text in zip(
-        results.run.values, results.init_seed.values, results.changes.values, strict=True
-    ):
-        change = parse_changes(str(text))[-1]
-        delays = starts["start"][starts["run"] == run] - change.step
-        delays = delays[(delays > 0) & (delays <= within)]
-        facts = (run, seed, change.step, change.what, change.value)
-        rows.append((*facts, len(delays), delays.min()))
-    return as_table(rows, CHANGED_COLUMNS)

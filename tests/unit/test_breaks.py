@@ -208,6 +208,8 @@ def test_a_break_in_the_first_layer_is_told_from_a_quiet_lead():
     data["angular_update"] = data.angular_update.where(data.step % 1000 != 0, 9e-3)
     found = anatomy.break_table(data, events)
     assert found.lead.tolist() == pytest.approx([6, 6])
+    assert found.first_layer.tolist() == [0, 0]
+    assert found.last_layer.isna().all()
     assert found.lead_before.tolist() == pytest.approx([1.5, 1.5])
     assert found.growth.tolist() == pytest.approx([3, 3], rel=1e-3)
 
@@ -219,31 +221,6 @@ def test_the_cosine_distance_of_snapshots():
     found = cosine_distance(data)
     assert found.values == pytest.approx(1 - (vectors[:, 1:] * vectors[:, :-1]).sum(-1))
     assert found.snapshot_step.values.tolist() == [0, 11, 22, 33]
-
-
-def test_excursions_count_from_a_step_on():
-    data = saw().assign_attrs(steps_per_epoch=1, setup="{}", classes=10)
-    loss = np.full(4000, 1e-3)
-    loss[[999, 1999, 2999]] = 1
-    data = data.assign(train_loss=(("run", "step"), loss[None]))
-    data = data.assign_coords(init_seed=("run", [3]))
-    assert around_breaks.judge_by_loss(data, 500).excursions.tolist() == [3]
-    assert around_breaks.judge_by_loss(data, 500, since=1999).excursions.tolist() == [2]
-    assert around_breaks.judge_by_loss(data, 500).steps.tolist() == [4000]
-
-
-def test_what_a_change_did_is_counted_from_its_step():
-    loss = np.full((2, 4000), 1e-3)
-    loss[0, [999, 2020, 2600, 3500]] = 1
-    data = quantity(loss).to_dataset(name="train_loss").assign_attrs(steps_per_epoch=1)
-    text = ["900: elr 0.1, 2000: hold", "2000: weight_decay 0"]
-    data = data.assign_coords(init_seed=("run", [3, 4]), changes=("run", text))
-    found = around_breaks.after_change(data, window=500, within=1000)
-    assert found.what.tolist() == ["hold", "weight_decay"]
-    assert found.step.tolist() == [2000, 2000]
-    assert found.excursions.tolist() == [2, 0]
-    assert found.delay[0] == 20
-    assert np.isnan(found.delay[1])
 
 
 def test_a_band_is_the_quantiles_over_events_and_unknown_without():
