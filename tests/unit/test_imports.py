@@ -39,6 +39,7 @@ ALLOWED = {  # module -> modules of the library that it may import beside those,
     "stack": {"batches", "datasets", "devices", "evaluation", "guards", "losses", "networks", "optimizers", "metrics"},
     "recording": {"stack", "metrics", "results"},
     "training": {"stack", "recording", "batches", "results"},
+    "preactivations": {"stack", "normalization"},
     "periods": {"theory"},
     "regimes": {"periods"},
     "minima": {"periods"},
@@ -49,6 +50,9 @@ ALLOWED = {  # module -> modules of the library that it may import beside those,
     "pairs": {"periods", "stack"},
     "practice": {"theory", "periods", "regimes", "optimizers", "conditions", "spreads"},
     "panels": {"periods", "plots", "spreads"},
+    "breaks": set(),
+    "controls": {"changes", "periods", "regimes", "spreads"},
+    "anatomy": {"theory", "periods", "breaks"},
     "long_runs": set(),
     "equilibria": {"theory", "periods", "regimes", "stack"},
     "approaches": {"theory", "periods"},
@@ -72,6 +76,7 @@ ALLOWED = {  # module -> modules of the library that it may import beside those,
 }
 TORCH = {"batches", "datasets", "devices", "networks", "normalization", "optimizers", "metrics", "stack"}
 TORCH |= {"recording", "training", "guards", "evaluation", "losses"}
+TORCH |= {"recording", "training", "preactivations"}
 NO_TORCH = sorted(set(ALLOWED) - TORCH - {"__main__", "__init__"})
 
 
