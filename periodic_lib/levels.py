@@ -1,0 +1,184 @@
+r"""Levels: the effective learning rates at which periods begin and end. NumPy and pandas only.
+
+*Restart* and *break level*: the effective learning rate (ELR) where the norm has stopped growing
+after a break, and where the next break begins. Between them lies a *passage*, and its *span* is
+ln(break level / restart level). If decay alone moved the norm, it would take
+T = span / (2 |ln a|) steps (`theory.free_decay_steps`).
+
+*Overshoot*: from rho'^2 = a^2 rho^2 + eta^2 g~^2 / rho^2, squared and with decay left out,
+1/ELR_t^2 = 1/ELR_0^2 + 2 sum g~^2: the gradient spent in a break sets where it ends.
+
+*Freezing* and *melting level*, on the sphere (the norm is held): up to the first a broken or a
+random network converges; from the second on a converged one breaks.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from numpy.typing import ArrayLike
+
+from periodic_lib import theory
+from periodic_lib.changes import parse_changes
+from periodic_lib.periods import find_destabilizations
+
+COLUMNS = ["start", "end", "break", "restart", "next", "steps", "span", "law"]
+
+
+def passages(results: xr.Dataset) -> pd.DataFrame:
+    """Return one row per break of every run: its levels, and the passage to the next one.
+
+    Returns
+    -------
+    table with `run`, `lr`, `weight_decay`, `lr_wd`, `init_seed`; `start` and `end` of the break
+    (steps); `break` and `restart`, the effective learning rates there; and, nan after the last
+    break of a run, `next`, the level of the next break, `steps` from the end to there, `span`,
+    ln(next / restart), and `law`, the steps that decay alone needs for it. Runs whose loss is not
+    finite have no rows.
+
+    >>> saw = 3 * np.exp(-0.01 * (np.arange(250) % 100))
+    >>> names = {"lr": 0.5, "weight_decay": 0.02, "init_seed": 0}
+    >>> runs = {name: ("run", [value]) for name, value in names.items()} | {"step": np.arange(250)}
+    >>> data = {"weight_norm": (("run", "step"), [saw]), "train_loss": (("run", "step"), [saw])}
+    >>> passages(xr.Dataset(data, runs))[["start", "end", "steps"]].values.tolist()
+    [[99.0, 100.0, 99.0], [199.0, 200.0, nan]]
+    """
+    finite = results.isel(run=np.isfinite(results.train_loss).all("step").values)
+    breaks = find_destabilizations(finite)
+    parameters = {
+        name: finite[name].values for name in ("lr", "weight_decay", "init_seed") if name in finite
+    }
+    table = breaks[["run", "start", "end"]].merge(
+        pd.DataFrame(parameters, finite.run.values), left_on="run", right_index=True, how="left"
+    )
+    table["lr_wd"] = (table.lr * table.weight_decay).round(12)
+    table["break"] = table.lr / breaks.norm_before**2
+    table["restart"] = table.lr / breaks.norm_after**2
+    by_run = table.groupby("run")
+    table["next"], ends = by_run["break"].shift(-1), by_run["start"].shift(-1)
+    table["steps"], table["span"] = ends - table.end, np.log(table.next / table.restart)
+    table["law"] = theory.free_decay_steps(table.lr, table.weight_decay, table.restart, table.next)
+    return table
+
+
+def overshoot(results: xr.Dataset, breaks: pd.DataFrame) -> pd.DataFrame:
+    r"""Return of every break what its gradient did: both sides of 1/ELR^2 = 1/ELR_0^2 + 2 sum g~^2.
+
+    Parameters
+    ----------
+    results : data set with `eff_grad_norm`, `train_loss` and `elr` at every step.
+    breaks : as `passages` returns it for them.
+
+    Returns
+    -------
+    `breaks` with `spent`, 2 sum g~^2 over the steps from `start` to before `end`; `ratio`, 1/ELR^2
+    at the end over 1/ELR^2 at the start plus `spent`; `elr_at_peak`, the effective learning rate
+    where the loss is highest in the break; `peak_loss`.
+    """
+    rows = []
+    for row in breaks.itertuples():
+        one = results.sel(run=row.run, step=slice(row.start, row.end))
+        spent = 2 * float(np.square(one.eff_grad_norm.values[:-1].astype(float)).sum())
+        top = int(one.train_loss.values.argmax())
+        rows.append((spent, float(one.elr[top]), float(one.train_loss[top])))
+    columns = ["spent", "elr_at_peak", "peak_loss"]
+    table = breaks.join(pd.DataFrame(rows, breaks.index, columns))
+    table["ratio"] = table.restart**-2.0 / (table["break"] ** -2.0 + table.spent)
+    return table
+
+
+# ---------------------------------------------------------------- held norms: freezing, melting
+
+
+def held(results: xr.Dataset) -> pd.DataFrame:
+    """Return, per run, from which `step` on and at which `elr` its norm is held, by its changes.
+
+    `state`: "random" (held from the start), "converged", "forced" (an earlier, larger hold broke
+    it) or "natural" (held from a step that no other seed shares).
+
+    >>> coords = {"changes": ("run", ["0: elr 0.1", "9: elr 0.2, 12: elr 0.1"])}
+    >>> held(xr.Dataset(coords=coords | {"run": [0, 1], "init_seed": ("run", [0, 0])})).values.tolist()
+    [[0, 0, 0.1, 'random'], [0, 12, 0.1, 'forced']]
+    """
+    rows = []
+    for text, seed in zip(results.changes.values, results.init_seed.values, strict=True):
+        changes = parse_changes(str(text))
+        rows.append((int(seed), changes[-1].step, changes[-1].value, len(changes)))
+    table = pd.DataFrame(rows, results.run.values, ["init_seed", "step", "elr", "changes"])
+    seeds = table.groupby("step").init_seed.transform("nunique")
+    many = table.init_seed.nunique() > 1
+    state = np.where(many & (seeds == 1), "natural", "converged")
+    state = np.where(table.changes > 1, "forced", np.where(table.step == 0, "random", state))
+    return table.drop(columns="changes").assign(state=state)
+
+
+def first_passage(
+    loss: ArrayLike, start: int, level: float, window: int, above: bool = False
+) -> float:
+    """Return the steps from `start` until the mean of `window` losses is below (above) `level`.
+
+    The window lies after `start`; nan if it does not happen within the record.
+
+    >>> first_passage([9, 9, 9, 1, 1, 1], start=1, level=2, window=2)
+    4.0
+    """
+    after = pd.Series(np.asarray(loss, float)[start:]).rolling(window).mean()
+    found = np.flatnonzero(after > level if above else after < level)
+    return float(found[0] + 1) if len(found) else np.nan
+
+
+def border(levels: ArrayLike, holds: ArrayLike) -> float:
+    """Return where holding ends: the geometric mean of the last level that holds and the next one.
+
+    "Last" before the first that does not hold. At the ends of the range that is a bound only: the
+    largest level if all hold, the smallest if none does.
+
+    >>> round(border([0.01, 0.04, 0.16], [True, True, False]), 12)
+    0.08
+    """
+    order = np.argsort(levels)
+    levels, holds = np.asarray(levels, float)[order], np.asarray(holds, bool)[order]
+    first = int(np.argmin(holds)) if not holds.all() else len(levels)
+    if first in (0, len(levels)):
+        return float(levels[max(first - 1, 0)])
+    return float(np.sqrt(levels[first - 1] * levels[first]))
+
+
+# ---------------------------------------------------------------- what moves with what
+
+
+def slope_within(table: pd.DataFrame, x: str, y: str, by: str) -> float:
+    """Return the slope of ln y against ln x within groups of equal `by`, by least squares.
+
+    >>> two = pd.DataFrame({"x": [1, 10, 1, 10], "y": [1, 10, 7, 70], "by": [0, 0, 1, 1]})
+    >>> round(slope_within(two, "x", "y", "by"), 12)
+    1.0
+    """
+    logs = np.log(table[[x, y]].astype(float))
+    logs -= logs.groupby(table[by]).transform("mean")
+    return float((logs[x] * logs[y]).sum() / np.square(logs[x]).sum())
+
+
+def effect_within(
+    table: pd.DataFrame, x: str, y: str, by: str, factor: float = 100, draws: int = 1000
+) -> tuple[float, float, float]:
+    """Return by what part y changes when x grows by `factor` at equal `by`; with a 95 % interval.
+
+    factor^slope - 1, and its bootstrap interval over the rows of each group.
+    """
+    rows = table.dropna(subset=[x, y])
+    if rows[x].nunique() < 2:
+        return np.nan, np.nan, np.nan
+    logs = np.log(rows[[x, y]].to_numpy(float))
+    groups = pd.factorize(rows[by])[0]
+    members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
+    rng, slopes = np.random.default_rng(0), []
+    for _ in range(draws):
+        drawn = [logs[rng.choice(one, len(one))] for one in members]
+        centred = np.concatenate([part - part.mean(axis=0) for part in drawn])
+        square = np.square(centred[:, 0]).sum()
+        slopes.append((centred[:, 0] * centred[:, 1]).sum() / square if square else np.nan)
+    ends = np.nanquantile(slopes, [0.025, 0.975])
+    middle = slope_within(rows, x, y, by)
+    return tuple(float(factor**slope - 1) for slope in (middle, *ends))
