@@ -94,8 +94,8 @@ def overshoot(results: xr.Dataset, breaks: pd.DataFrame) -> pd.DataFrame:
 def held(results: xr.Dataset) -> pd.DataFrame:
     """Return, per run, from which `step` on and at which `elr` its norm is held, by its changes.
 
-    `state`: "random" (held from the start), "converged", "forced" (an earlier, larger hold broke
-    it) or "natural" (held from a step that no other seed shares).
+    `state`: "random" (held from the start), "converged", "natural" (held from a step that no other
+    seed shares); of those held before, "adapted" (from the start) or "forced" (broken by it).
 
     >>> coords = {"changes": ("run", ["0: elr 0.1", "9: elr 0.2, 12: elr 0.1"])}
     >>> held(xr.Dataset(coords=coords | {"run": [0, 1], "init_seed": ("run", [0, 0])})).values.tolist()
@@ -104,13 +104,16 @@ def held(results: xr.Dataset) -> pd.DataFrame:
     rows = []
     for text, seed in zip(results.changes.values, results.init_seed.values, strict=True):
         changes = parse_changes(str(text))
-        rows.append((int(seed), changes[-1].step, changes[-1].value, len(changes)))
-    table = pd.DataFrame(rows, results.run.values, ["init_seed", "step", "elr", "changes"])
+        last = changes[-1]
+        rows.append((int(seed), last.step, last.value, changes[0].step, len(changes)))
+    columns = ["init_seed", "step", "elr", "first", "changes"]
+    table = pd.DataFrame(rows, results.run.values, columns)
     seeds = table.groupby("step").init_seed.transform("nunique")
     many = table.init_seed.nunique() > 1
     state = np.where(many & (seeds == 1), "natural", "converged")
-    state = np.where(table.changes > 1, "forced", np.where(table.step == 0, "random", state))
-    return table.drop(columns="changes").assign(state=state)
+    before = np.where(table["first"] == 0, "adapted", "forced")
+    state = np.where(table.changes > 1, before, np.where(table.step == 0, "random", state))
+    return table[["init_seed", "step", "elr"]].assign(state=state)
 
 
 def first_passage(
