@@ -5,8 +5,9 @@ after a break, and where the next break begins. Between them lies a *passage*, a
 ln(break level / restart level). If decay alone moved the norm, it would take
 T = span / (2 |ln a|) steps (`theory.free_decay_steps`).
 
-*Overshoot*: from rho'^2 = a^2 rho^2 + eta^2 g~^2 / rho^2, squared and with decay left out,
-1/ELR_t^2 = 1/ELR_0^2 + 2 sum g~^2: the gradient spent in a break sets where it ends.
+*Overshoot*: rho'^2 = a^2 rho^2 + eta^2 g~^2 / rho^2, squared and with decay left out, is
+1/ELR_t^2 = 1/ELR_0^2 + sum (2 g~^2 + ELR^2 g~^4): the gradient spent in a break sets where it ends.
+The last term is smaller than the first by tan^2(angular update) / 2.
 
 *Freezing* and *melting level*, on the sphere (the norm is held): up to the first a broken or a
 random network converges; from the second on a converged one breaks.
@@ -63,7 +64,7 @@ def passages(results: xr.Dataset) -> pd.DataFrame:
 
 
 def overshoot(results: xr.Dataset, breaks: pd.DataFrame) -> pd.DataFrame:
-    r"""Return of every break what its gradient did: both sides of 1/ELR^2 = 1/ELR_0^2 + 2 sum g~^2.
+    r"""Return of every break what its gradient did: 1/ELR^2 = 1/ELR_0^2 + what was spent.
 
     Parameters
     ----------
@@ -73,19 +74,33 @@ def overshoot(results: xr.Dataset, breaks: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     `breaks` with `spent`, 2 sum g~^2 over the steps from `start` to before `end`; `ratio`, 1/ELR^2
-    at the end over 1/ELR^2 at the start plus `spent`; `elr_at_peak`, the effective learning rate
-    where the loss is highest in the break; `peak_loss`.
+    at the end over 1/ELR^2 at the start plus `spent`; `closed`, the same with the sum of
+    ELR^2 g~^4, too (1 but for decay); `elr_at_peak`, the effective learning rate where the loss is
+    highest in the break; `peak_loss`.
+
+    >>> norm = np.sqrt([1.0, 1.01, 1.01 + 0.01 / 1.01])  # lr 0.1, g~ = 1: rho^2 + 0.01 / rho^2
+    >>> names = {"weight_norm": norm, "eff_grad_norm": np.ones(3), "train_loss": [1.0, 3.0, 2.0]}
+    >>> runs = {name: (("run", "step"), [values]) for name, values in names.items()}
+    >>> data = xr.Dataset(runs, {"run": [0], "step": np.arange(3)})
+    >>> data["elr"] = 0.1 / data.weight_norm**2
+    >>> ends = {"run": [0], "start": [0], "end": [2], "break": [0.1]}
+    >>> ends["restart"] = [float(data.elr[0, 2])]
+    >>> overshoot(data, pd.DataFrame(ends))[["spent", "closed"]].round(6).values.tolist()
+    [[4.0, 1.0]]
     """
     rows = []
     for row in breaks.itertuples():
         one = results.sel(run=row.run, step=slice(row.start, row.end))
-        spent = 2 * float(np.square(one.eff_grad_norm.values[:-1].astype(float)).sum())
+        square = np.square(one.eff_grad_norm.values[:-1].astype(float))
+        fourth = np.square(one.elr.values[:-1] * square).sum()
         top = int(one.train_loss.values.argmax())
-        rows.append((spent, float(one.elr[top]), float(one.train_loss[top])))
-    columns = ["spent", "elr_at_peak", "peak_loss"]
-    table = breaks.join(pd.DataFrame(rows, breaks.index, columns))
-    table["ratio"] = table.restart**-2.0 / (table["break"] ** -2.0 + table.spent)
-    return table
+        rows.append((2 * square.sum(), fourth, float(one.elr[top]), float(one.train_loss[top])))
+    columns = ["spent", "fourth", "elr_at_peak", "peak_loss"]
+    table = breaks.join(pd.DataFrame(rows, breaks.index, columns, dtype=float))
+    expected = table["break"] ** -2.0 + table.spent
+    table["ratio"] = table.restart**-2.0 / expected
+    table["closed"] = table.restart**-2.0 / (expected + table.fourth)
+    return table.drop(columns="fourth")
 
 
 # ---------------------------------------------------------------- held norms: freezing, melting
@@ -98,7 +113,8 @@ def held(results: xr.Dataset) -> pd.DataFrame:
     seed shares); of those held before, "adapted" (from the start) or "forced" (broken by it).
 
     >>> coords = {"changes": ("run", ["0: elr 0.1", "9: elr 0.2, 12: elr 0.1"])}
-    >>> held(xr.Dataset(coords=coords | {"run": [0, 1], "init_seed": ("run", [0, 0])})).values.tolist()
+    >>> coords |= {"run": [0, 1], "init_seed": ("run", [0, 0])}
+    >>> held(xr.Dataset(coords=coords)).values.tolist()
     [[0, 0, 0.1, 'random'], [0, 12, 0.1, 'forced']]
     """
     rows = []
