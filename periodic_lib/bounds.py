@@ -73,6 +73,72 @@ def adversary(
     return lambda norm: np.where(norm < limit, high, low)
 
 
+def random_settings(number: int, seed: int = 0) -> pd.DataFrame:
+    """Return settings drawn at random, with their `bound`, T_min.
+
+    Columns: `lr`, `weight_decay`, `lr_wd`, `delta`, `low` and `high` (l and L), `critical` (the
+    ratio L / l up to which nothing jumps; `high` is beyond it), `start` (norm).
+    """
+    rng, table = np.random.default_rng(seed), pd.DataFrame()
+    table["lr"] = 10 ** rng.uniform(-2, 1, number)
+    table["lr_wd"] = 10 ** rng.uniform(-2.7, -2, number)
+    table["weight_decay"] = table.lr_wd / table.lr
+    table["delta"] = rng.uniform(0.03, 0.3, number)
+    table["low"] = rng.uniform(0.1, 10, number)
+    rates = table.lr, table.weight_decay
+    table["critical"] = theory.never_jump_ratio(*rates, table.delta)
+    table["high"] = table.low * table.critical * rng.uniform(1.5, 20, number)
+    jump = theory.jump_norm(*rates, table.high, table.delta)
+    table["start"] = jump * rng.uniform(1.2, 5, number)
+    ends = table.start, table.low, table.high, table.delta
+    return table.assign(bound=theory.jump_not_before(*rates, *ends))
+
+
+def between(settings: pd.DataFrame, seed: int = 1) -> Gradients:
+    """Return gradients that are random between `low` and `high`, most of them small."""
+    low, high = settings.low.to_numpy(), settings.high.to_numpy()
+    rng = np.random.default_rng(seed)
+    return lambda norm: low * (high / low) ** rng.beta(0.2, 2, len(low))
+
+
+def first_jumps(
+    settings: pd.DataFrame, below: float, above: float, unforced: float, forced: float
+) -> pd.DataFrame:
+    """Return the first jump of every setting, inf without one, for gradients of several kinds.
+
+    - `adversary` and `random` (`between`), from `start`;
+    - `never` and `soon`: the adversary with L at the part `below` (`above`) of the critical ratio;
+    - `unforced`: a constant gradient, from twice its equilibrium norm, for delta = `unforced` times
+      lr_wd; `forced`: gradients that vary by up to a factor of 3, for `forced` times lr_wd.
+    """
+    col = {name: values.to_numpy() for name, values in settings.items()}
+    rates, low, delta = (col["lr"], col["weight_decay"]), col["low"], col["delta"]
+    rng = np.random.default_rng(2)
+
+    def attacked(high, start, steps):
+        choose = adversary(*rates, low, high, delta)
+        return first_jump(*rates, delta, start, choose, steps)
+
+    def at_ratio(part):
+        most = part * col["critical"] * low
+        return attacked(most, theory.jump_norm(*rates, most, delta), 10_000)
+
+    balance = 2 * theory.equilibrium_norm(*rates, low)
+    large, small = unforced * col["lr_wd"], forced * col["lr_wd"]
+    varied = first_jump(
+        *rates, small, balance, lambda _: low * 3 ** rng.uniform(0, 1, len(low)), 5000
+    )
+    found = {
+        "adversary": attacked(col["high"], col["start"], 2000),
+        "random": first_jump(*rates, delta, col["start"], between(settings), 2000),
+        "never": at_ratio(below),
+        "soon": at_ratio(above),
+        "unforced": first_jump(*rates, large, balance, lambda _: low, 5000),
+        "forced": varied,
+    }
+    return pd.DataFrame(found, settings.index)
+
+
 # ---------------------------------------------------------------- in training
 
 
