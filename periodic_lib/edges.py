@@ -76,20 +76,6 @@ def exit_from_floor(lr_wd: float, noise: float, seeds: int) -> float:
     return float(np.median(exits))
 
 
-def floor_table(lr_wds: Sequence[float], noises: Sequence[float], seeds: int) -> pd.DataFrame:
-    """Return `lr_wd`, `noise`, `exit` and `law`, with `low` and `high`: the law for a growth that
-    is off by two standard errors of the median of |phi| over the orbits.
-    """
-    wide = np.exp(2 * 1.17 / np.sqrt(seeds))  # 1.17: of the median of ln|phi|, normal phi
-    rows = []
-    for lr_wd in lr_wds:
-        for noise in noises:
-            grown = growth(lr_wd, noise)
-            laws = [theory.exit_with_floor(lr_wd, grown * by) for by in (1, 1 / wide, wide)]
-            rows.append((lr_wd, noise, exit_from_floor(lr_wd, noise, seeds), *laws))
-    return pd.DataFrame(rows, columns=["lr_wd", "noise", "exit", "law", "low", "high"])
-
-
 def sphere_breaks(
     lr_wd: float, steps: int, dtype: str, batch: int, seeds: Sequence[int]
 ) -> pd.DataFrame:
@@ -118,3 +104,45 @@ def rounding_level(lr_wd: float, dtype: str) -> float:
     """
     floor = theory.noise_floor(np.finfo(dtype).eps / 2, lr_wd)
     return theory.exit_with_floor(lr_wd, float(np.sqrt(lr_wd / 2) / floor)) / 2
+
+
+def laws(
+    frequencies: Sequence[float],
+    entries: Sequence[float],
+    floors: Sequence[tuple[float, float]],
+    seeds: int,
+    errors: float = 2,
+) -> pd.DataFrame:
+    """Return what orbits of toy A do at the edge, beside the laws: one row per case.
+
+    Parameters
+    ----------
+    frequencies : k of F' = sin(k phi), at lr_wd 1e-4: `modulus`.
+    entries : lr_wd of orbits without noise that enter at x = 0.9: `exit_after_entry`.
+    floors : (lr_wd, noise) of orbits that leave from a floor: `exit_from_floor` over `seeds`.
+
+    Returns
+    -------
+    table with `case`, `lr_wd`, `measured`, `law`, and `off`, the distance from the law in units of
+    lr_wd: of the modulus over 1 + its size, of an exit relatively, and from a floor beyond `errors`
+    standard errors of the median over the orbits.
+
+    >>> laws([1.0, 2.0], [1e-2], [], seeds=1)["law"].round(2).tolist()
+    [1.0, 0.0, 6.8]
+    """
+    rows, small = [], 1e-4
+    for k in frequencies:
+        law = 4 - float(theory.edge_constant(quartic=k**3 / 6, sharpness=k))
+        found = modulus(k, small)
+        off = abs(found - law) / (1 + abs(law)) / small
+        rows.append((f"modulus, k = {k:g} (b/h = {k**2 / 6:.3f})", small, found, law, off))
+    for lr_wd in entries:
+        found, law = exit_after_entry(lr_wd), theory.exit_without_noise(0.9)
+        rows.append(("exit, entry at 0.9", lr_wd, found, law, abs(found / law - 1) / lr_wd))
+    wide = np.exp(errors * 1.17 / np.sqrt(seeds))  # 1.17: of the median of ln|phi|
+    for lr_wd, noise in floors:
+        grown, found = growth(lr_wd, noise), exit_from_floor(lr_wd, noise, seeds)
+        law, low, high = (theory.exit_with_floor(lr_wd, grown * by) for by in (1, 1 / wide, wide))
+        off = max(0.0, 1 - found / low, found / high - 1) / lr_wd
+        rows.append((f"exit, noise {noise:.0e}", lr_wd, found, law, off))
+    return pd.DataFrame(rows, columns=["case", "lr_wd", "measured", "law", "off"])

@@ -23,8 +23,7 @@ from numpy.typing import ArrayLike
 from periodic_lib import theory
 from periodic_lib.changes import parse_changes
 from periodic_lib.periods import find_destabilizations
-
-COLUMNS = ["start", "end", "break", "restart", "next", "steps", "span", "law"]
+from periodic_lib.regimes import summarize
 
 
 def passages(results: xr.Dataset) -> pd.DataFrame:
@@ -103,6 +102,47 @@ def overshoot(results: xr.Dataset, breaks: pd.DataFrame) -> pd.DataFrame:
     return table.drop(columns="fourth")
 
 
+def level_table(results: xr.Dataset, **facts: object) -> pd.DataFrame:
+    """Return the levels by lr_wd: one row per value at which a run breaks.
+
+    Returns
+    -------
+    table with `facts` as columns (the setup's name, say), `lr_wd`; `breaks`, their number; medians
+    over breaks of `restart` and `break`, and of `span` and `share` (law over measured steps) over
+    passages; `periodic`, how many of the `runs` are; `period`, the median of their median periods
+    (nan without), and `folds`, 2 lr_wd period: in e-foldings of rho^2.
+    """
+    breaks, runs = passages(results), summarize(results)
+    breaks["share"] = breaks.law / breaks.steps
+    by_lr_wd = breaks.groupby("lr_wd")
+    table = by_lr_wd[["restart", "break", "span", "share"]].median()
+    table.insert(0, "breaks", by_lr_wd.size())
+    judged = runs[runs.regime == "periodic"].groupby("lr_wd")
+    table["runs"] = runs.groupby("lr_wd").size()
+    table["periodic"] = judged.size().reindex(table.index, fill_value=0)
+    table["period"] = judged.median_period.median()
+    table["folds"] = 2 * table.index * table.period
+    return table.reset_index().assign(**facts)
+
+
+def doubled(runs: pd.DataFrame, name: str, other: str) -> pd.DataFrame:
+    """Return `lr_wd` and `ratio` of median periods for pairs of runs that differ by 2 in `name`.
+
+    `runs`: rows of a run table; a pair has equal `other` and `init_seed`; ratio and lr_wd are of
+    the larger over the smaller, and of the smaller.
+
+    >>> two = pd.DataFrame({"lr": [1.0, 2.0], "weight_decay": 0.1, "init_seed": 0})
+    >>> two = two.assign(lr_wd=two.lr * 0.1, median_period=[90.0, 45.0])
+    >>> doubled(two, "lr", "weight_decay").values.tolist()
+    [[0.1, 0.5, 'lr']]
+    """
+    place = np.log2(runs[name]).round(3)
+    keys = ["place", other, "init_seed"]
+    pairs = runs.assign(place=place).merge(runs.assign(place=place - 1), on=keys)
+    ratio = pairs.median_period_y / pairs.median_period_x
+    return pd.DataFrame({"lr_wd": pairs.lr_wd_x, "ratio": ratio, "doubled": name}).dropna()
+
+
 # ---------------------------------------------------------------- held norms: freezing, melting
 
 
@@ -145,6 +185,33 @@ def first_passage(
     after = pd.Series(np.asarray(loss, float)[start:]).rolling(window).mean()
     found = np.flatnonzero(after > level if above else after < level)
     return float(found[0] + 1) if len(found) else np.nan
+
+
+def watch(
+    results: xr.Dataset, low: float, high: float, window: int, last: int = 300
+) -> pd.DataFrame:
+    """Return `held` runs with what became of them.
+
+    `wait`, the steps until the mean loss of `window` steps is below `low`; `broke`, until it is
+    above `high` (nan: not in the record); `late_loss`, the median of the `last` losses.
+    """
+    table, losses = held(results), results.train_loss.values
+    starts = table.step.to_numpy()
+    rows = [
+        (
+            first_passage(loss, start, low, window),
+            first_passage(loss, start, high, window, above=True),
+            float(np.median(loss[-last:])),
+        )
+        for loss, start in zip(losses, starts, strict=True)
+    ]
+    return table.join(pd.DataFrame(rows, table.index, ["wait", "broke", "late_loss"]))
+
+
+def borders(table: pd.DataFrame, holds: pd.Series) -> pd.Series:
+    """Return `border` of every state and seed: (state, init_seed) -> effective learning rate."""
+    rows = table.assign(holds=holds).groupby(["state", "init_seed"])
+    return rows[["elr", "holds"]].apply(lambda one: border(one.elr, one.holds))
 
 
 def border(levels: ArrayLike, holds: ArrayLike) -> float:
