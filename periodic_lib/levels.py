@@ -143,6 +143,60 @@ def doubled(runs: pd.DataFrame, name: str, other: str) -> pd.DataFrame:
     return pd.DataFrame({"lr_wd": pairs.lr_wd_x, "ratio": ratio, "doubled": name}).dropna()
 
 
+def with_forecasts(
+    table: pd.DataFrame, everywhere: pd.Series, own: dict[str, tuple[float, pd.Series | None]]
+) -> pd.DataFrame:
+    """Return level tables with forecasts of the period over the measured one: `own`, `elsewhere`.
+
+    A forecast is ln(break / restart) / (2 lr_wd). Rows without a period are left out.
+
+    Parameters
+    ----------
+    table : `network`, `lr_wd`, `restart`, `break`, `period`, as of `level_table`.
+    everywhere : `restart` and `break`, used for every row (`elsewhere`).
+    own : network -> (lr_wd, levels): those that its rows are forecast by; None: those of its row at
+        lr_wd, which is then not forecast.
+
+    >>> rows = {"network": "a", "lr_wd": [1e-3, 1e-2], "restart": 0.1, "break": 0.1 * np.e}
+    >>> rows = pd.DataFrame(rows | {"period": [500.0, 40.0]})
+    >>> found = with_forecasts(rows, rows[["restart", "break"]].iloc[0], {"a": (1e-3, None)})
+    >>> found[["own", "elsewhere"]].round(3).values.tolist()
+    [[nan, 1.0], [1.25, 1.25]]
+    """
+    table = table.dropna(subset="period").reset_index(drop=True)
+    table["folds"] = 2 * table.lr_wd * table.period
+    table["own"], table["elsewhere"] = np.nan, _span(everywhere) / table.folds
+    for network, (lr_wd, given) in own.items():
+        mine = table.network == network
+        there = mine & np.isclose(table.lr_wd, lr_wd)
+        if given is not None:
+            table.loc[mine, "own"] = _span(given) / table.folds[mine]
+        elif there.any():
+            rest = mine & ~there
+            table.loc[rest, "own"] = _span(table[there].iloc[0]) / table.folds[rest]
+    return table
+
+
+def _span(levels: pd.Series) -> float:
+    return float(np.log(levels["break"] / levels["restart"]))
+
+
+def steadiness(breaks: pd.DataFrame, low: float, high: float) -> pd.DataFrame:
+    """Return how far restart and break level move, over `lr_wd` from `low` to `high`.
+
+    Index "restart" and "break"; `moved`, largest over smallest median along lr_wd; `effect`, by
+    what part a learning rate 100 times larger moves it at equal lr_wd, with `least` and `most`, its
+    95 % interval (`effect_within`).
+    """
+    near = breaks[breaks.lr_wd.between(0.999 * low, 1.001 * high)]
+    rows = {}
+    for name in ("restart", "break"):
+        medians = near.groupby("lr_wd")[name].median()
+        moved = medians.max() / medians.min()
+        rows[name] = (moved, *effect_within(near, "lr", name, "lr_wd"))
+    return pd.DataFrame.from_dict(rows, "index", columns=["moved", "effect", "least", "most"])
+
+
 # ---------------------------------------------------------------- held norms: freezing, melting
 
 
@@ -231,7 +285,43 @@ def border(levels: ArrayLike, holds: ArrayLike) -> float:
     return float(np.sqrt(levels[first - 1] * levels[first]))
 
 
+def ramp_breaks(results: xr.Dataset, low: float, high: float, window: int) -> pd.Series:
+    """Return, per init_seed, the ELR at which a run of the slowest ramp breaks for the first time.
+
+    That is where the mean of `window` losses is above `high`, after it has once been below `low`;
+    the last ELR of a run that does not break.
+    """
+    found = {}
+    for run in results.run.values[results.warmup.values == results.warmup.values.max()]:
+        one = results.sel(run=run)
+        start = first_passage(one.train_loss, 0, low, window)
+        start = int(start) if np.isfinite(start) else 0
+        up = first_passage(one.train_loss, start, high, window, above=True)
+        at = start + int(up) - 1 if np.isfinite(up) else -1
+        found[int(one.init_seed)] = float(one.elr[at])
+    return pd.Series(found)
+
+
 # ---------------------------------------------------------------- what moves with what
+
+
+def steps_back(table: pd.DataFrame, rank: dict[str, int]) -> pd.DataFrame:
+    """Return how many neighbours of a map go back in the order of regimes: `back` of `pairs`.
+
+    `table`: a run table over a grid; `rank`: regime -> its place in the order. Index: the seed and
+    which of learning rate and weight decay grows.
+
+    >>> runs = {"lr": [1, 2, 4], "weight_decay": 1, "init_seed": 0, "regime": ["a", "b", "a"]}
+    >>> steps_back(pd.DataFrame(runs), {"a": 0, "b": 1}).loc["seed 0, learning rate"].tolist()
+    [1, 2]
+    """
+    rows = {}
+    for seed, mine in table.assign(rank=table.regime.map(rank)).groupby("init_seed"):
+        places = mine.pivot_table("rank", "weight_decay", "lr").to_numpy()
+        for axis, name in ((1, "learning rate"), (0, "weight decay")):
+            moves = np.diff(places, axis=axis)
+            rows[f"seed {seed}, {name}"] = int((moves < 0).sum()), moves.size
+    return pd.DataFrame.from_dict(rows, "index", columns=["back", "pairs"])
 
 
 def slope_within(table: pd.DataFrame, x: str, y: str, by: str) -> float:
