@@ -155,7 +155,7 @@ def with_forecasts(
     table : `network`, `lr_wd`, `restart`, `break`, `period`, as of `level_table`.
     everywhere : `restart` and `break`, used for every row (`elsewhere`).
     own : network -> (lr_wd, levels): those that its rows are forecast by; None: those of its row at
-        lr_wd, which is then not forecast.
+        lr_wd. Rows at lr_wd, where the levels were measured, are not forecast.
 
     >>> rows = {"network": "a", "lr_wd": [1e-3, 1e-2], "restart": 0.1, "break": 0.1 * np.e}
     >>> rows = pd.DataFrame(rows | {"period": [500.0, 40.0]})
@@ -169,11 +169,9 @@ def with_forecasts(
     for network, (lr_wd, given) in own.items():
         mine = table.network == network
         there = mine & np.isclose(table.lr_wd, lr_wd)
-        if given is not None:
-            table.loc[mine, "own"] = _span(given) / table.folds[mine]
-        elif there.any():
-            rest = mine & ~there
-            table.loc[rest, "own"] = _span(table[there].iloc[0]) / table.folds[rest]
+        if given is not None or there.any():
+            used = table[there].iloc[0] if given is None else given
+            table.loc[mine & ~there, "own"] = _span(used) / table.folds[mine & ~there]
     return table
 
 
@@ -334,6 +332,23 @@ def slope_within(table: pd.DataFrame, x: str, y: str, by: str) -> float:
     logs = np.log(table[[x, y]].astype(float))
     logs -= logs.groupby(table[by]).transform("mean")
     return float((logs[x] * logs[y]).sum() / np.square(logs[x]).sum())
+
+
+def power(table: pd.DataFrame, x: str, names: dict[str, str], by: str) -> pd.DataFrame:
+    """Return the slope of ln y against ln x per group of `by`: a column for each y of `names`.
+
+    >>> one = pd.DataFrame({"x": [1.0, 10.0], "y": [1.0, 100.0], "seed": 3})
+    >>> power(one, "x", {"loss": "y"}, "seed").round(6).to_dict()
+    {'loss': {3: 2.0}}
+    """
+    rows = {
+        group: {
+            name: float(np.polyfit(np.log(part[x]), np.log(part[column]), 1)[0])
+            for name, column in names.items()
+        }
+        for group, part in table.groupby(by)
+    }
+    return pd.DataFrame.from_dict(rows, "index", columns=list(names))
 
 
 def effect_within(
