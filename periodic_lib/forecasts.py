@@ -159,8 +159,8 @@ def published_levels(
 ) -> pd.DataFrame:
     """Return the levels of published curves, as `levels.level_table`: a row per learning rate.
 
-    Medians over the passages after the first break; `period` is the mean spacing of the breaks, in
-    steps. Parameters: the tables "lobacheva2021_figure2" and "_jumps" of `results.published`, and
+    Medians over the passages after the first break; `period` is the median spacing of the breaks,
+    in steps. Parameters: the tables "lobacheva2021_figure2" and "_jumps" of `results.published`, and
     the row of "_setting".
     """
     norms, rows = curves[curves.quantity == "si_weight_norm"], []
@@ -168,6 +168,6 @@ def published_levels(
         rates = lr, setting.weight_decay, setting.steps_per_epoch
         read = published_passages(norms[norms.learning_rate == lr], at, *rates).iloc[1:]
         facts = {"network": "published", "setup": "published", "lr_wd": lr * rates[1]}
-        facts |= {"breaks": len(at), "period": at.diff().mean() * rates[2]}
+        facts |= {"breaks": len(at), "period": at.diff().median() * rates[2]}
         rows.append(facts | dict(read[["restart", "break"]].median()))
     return pd.DataFrame(rows)
