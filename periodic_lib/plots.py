@@ -25,14 +25,14 @@ from periodic_lib.glossary import label
 POINTS = 400  # per line: each is the geometric mean of a window of steps
 MARKERS = "osD^vPX<>"
 PHASE_COLORS = {"A": "#0173b2", "B": "#de8f05", "C": "#cc3311"}  # of the colour-blind safe palette
-REGIME_COLORS = {
+REGIME_COLORS = {  # in the order in which a larger learning rate or weight decay leads through them
     "convergence": "#56b4e9",
-    "one break": "#f7dfae",
-    "two breaks": "#ecb95c",
-    "irregular breaks": "#b35806",
+    "one break": "#fbe4bd",
+    "two breaks": "#f3bf66",
+    "irregular breaks": "#cc78bc",
     "periodic": "#de8f05",
     "equilibrium": "#029e73",
-    "chaotic equilibrium": "#cc78bc",
+    "chaotic equilibrium": "#ca9161",
     "divergence": "#595959",
 }
 
@@ -349,14 +349,19 @@ def _word(value: object) -> str:
 
 
 def plot_regimes(
-    regimes: xr.DataArray, ax: Axes | None = None, x: str = "lr", y: str = "weight_decay"
+    regimes: xr.DataArray,
+    ax: Axes | None = None,
+    x: str = "lr",
+    y: str = "weight_decay",
+    undecided: Sequence[bool] | None = None,
 ) -> Axes:
     """Plot the regime of every run (`regimes.classify_regime`) as a map over two coordinates.
 
     Both are logarithmic. Each pair of values is a cell, cut into one upright stripe per seed. What
-    was not run stays white.
+    was not run stays white. `undecided` runs (near a border between regimes) are hatched.
     """
     ax = plt.gca() if ax is None else ax
+    hatched = np.zeros(regimes.sizes["run"], bool) if undecided is None else np.asarray(undecided)
     columns, rows = (_edges(np.unique(regimes[name])) for name in (x, y))
     seeds = np.unique(regimes.init_seed)
     for run in range(regimes.sizes["run"]):
@@ -365,7 +370,9 @@ def plot_regimes(
         place = int(np.searchsorted(seeds, regimes.init_seed[run]))
         start, stop = (left * (right / left) ** (part / len(seeds)) for part in (place, place + 1))
         color = REGIME_COLORS[str(regimes.values[run])]
-        ax.fill([start, stop, stop, start], [bottom, bottom, top, top], color=color, lw=0, zorder=1)
+        corners = [start, stop, stop, start], [bottom, bottom, top, top]
+        style = {"hatch": "//////", "edgecolor": "white"} if hatched[run] else {}
+        ax.fill(*corners, facecolor=color, lw=0, zorder=1, **style)
     for edge in {e for pair in columns.values() for e in pair}:
         ax.axvline(edge, color="white", lw=1, zorder=2)
     for edge in {e for pair in rows.values() for e in pair}:
