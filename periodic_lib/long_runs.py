@@ -60,6 +60,59 @@ def excess(hits: Iterable[bool], expected: float) -> Excess:
     return Excess(sum(hits), len(hits), expected, float(p))
 
 
+def inside(limits: object, name: str, value: float) -> bool:
+    """Whether a value lies in a rule's range, from `limits.<name>_low` to `limits.<name>_high`.
+
+    >>> from types import SimpleNamespace
+    >>> inside(SimpleNamespace(norm_low=31, norm_high=35), "norm", 33.0)
+    True
+    """
+    return bool(getattr(limits, f"{name}_low") <= value <= getattr(limits, f"{name}_high"))
+
+
+def excesses(places: Mapping[int, ArrayLike], after: int, steps_per_epoch: int) -> pd.DataFrame:
+    """Return, for each kind of last batch, how many breaks start at it or within `after` steps.
+
+    `places`: size of the last batch -> how many steps after it breaks start (`steps_after`). Rows
+    in the same order: `size`, `breaks`, `found`, `expected` (by chance, as many as steps), `p`.
+
+    >>> excesses({8: [0, 0, 5, 0]}, after=1, steps_per_epoch=10).to_numpy().round(4).tolist()
+    [[8.0, 4.0, 3.0, 0.8, 0.0272]]
+    """
+    share, rows = (after + 1) / steps_per_epoch, []
+    for size, place in places.items():
+        test = excess(np.asarray(place) <= after, share)
+        rows.append((size, test.total, test.found, test.total * share, test.p))
+    return pd.DataFrame(rows, columns=["size", "breaks", "found", "expected", "p"])
+
+
+def run_row(plan: object, data: xr.Dataset | None, epoch: int) -> dict[str, object]:
+    """Return the row of a table of long runs: what was asked, and what is there of it.
+
+    Parameters
+    ----------
+    plan : of the experiment (`experiments.plan`).
+    data : its result so far; None if there is none.
+    epoch : steps of an epoch.
+
+    >>> from types import SimpleNamespace as Of
+    >>> plan = Of(name="long", runs=[Of(lr=0.1)], setup=Of(steps=20))
+    >>> row = run_row(plan, None, epoch=10)
+    >>> row["epochs"], row["of"]
+    ('not run', 2.0)
+    """
+    facts = {} if data is None else data.attrs
+    done = facts.get("steps_done", 0)
+    return {
+        "command": f"periodic run {plan.name} --profile paper",
+        "learning rate": ", ".join(f"{run.lr:g}" for run in plan.runs),
+        "epochs": f"{done / epoch:.0f}" if done else "not run",
+        "of": plan.setup.steps / epoch,
+        "ms a step": 1000 * facts["seconds"] / done if done else np.nan,
+        "processor": facts.get("instructions"),
+    }
+
+
 def loss_times(epochs: xr.Dataset, breaks: Iterable[float]) -> list[float]:
     """Return the median of loss times intrinsic time, L tau, of each complete stretch of one run.
 

@@ -134,7 +134,7 @@ What came out otherwise by it: [What changed](changelog.md).
 
 Rules and acknowledged verdicts stand in `data/claims/claims.yml`: where this build measured
 another one, as another processor may, the row is marked ⚠ and says which verdict was
-acknowledged. Everything outside the topic *scale* was measured at the `classroom` scale. Numbers in brackets, "(1 to 3)", are the
-lowest and the highest over seeds or runs, with the median before them; for means, and for shares
-of runs told rightly, they are the 95 % interval.
+acknowledged. Everything outside the topic *scale* was measured at the `classroom` scale. Numbers in
+brackets, "(1 to 3)", are the lowest and the highest over seeds or runs, with the median before
+them; for means, and for shares of runs told rightly, they are the 95 % interval.
 {seeds}{sections}"""

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -25,3 +27,24 @@ def test_excess_sees_a_trigger_and_not_chance():
     triggered = np.where(np.arange(60) % 2, starts, starts // 11 * 11 + 10)
     assert long_runs.excess(long_runs.steps_after(triggered, 10, 11) <= 1, 2 / 11).p < 1e-6
     assert long_runs.excess([], 0.5).p == 1
+
+
+def test_excesses_are_those_of_every_size_in_order():
+    places = {8: np.zeros(20, int), 128: np.arange(20) % 10}
+    found = long_runs.excesses(places, after=1, steps_per_epoch=10)
+    assert found["size"].tolist() == [8, 128]
+    assert found.found.tolist() == [20, 4]
+    assert found.expected.tolist() == pytest.approx([4, 4])
+    assert found.p.iloc[0] == pytest.approx(0.2**20)
+    assert found.p.iloc[1] > 0.5
+
+
+def test_a_row_says_how_far_a_run_is_and_how_fast():
+    data = xr.Dataset(attrs={"steps_done": 391 * 3, "seconds": 391.0, "instructions": "AVX2"})
+    runs = [SimpleNamespace(lr=0.03), SimpleNamespace(lr=1.0)]
+    plan = SimpleNamespace(name="x", runs=runs, setup=SimpleNamespace(steps=391 * 12))
+    row = long_runs.run_row(plan, data, epoch=391)
+    assert row["epochs"] == "3"
+    assert row["of"] == 12
+    assert row["learning rate"] == "0.03, 1"
+    assert row["ms a step"] == pytest.approx(1000 / 3)
