@@ -7,6 +7,7 @@ and in it a turn per step that no gradient enters (Kosson et al. 2023, arXiv 230
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -73,6 +74,19 @@ def share_within(ratio: pd.Series, within: float) -> float:
     0.5
     """
     return float(ratio.between(1 - within, 1 + within).mean())
+
+
+def shares_within(
+    turns: Mapping[str, pd.DataFrame], names: Sequence[str], within: float
+) -> pd.Series:
+    """Return `share_within` of every run, indexed by (name, run), of `neuron_turns` tables.
+
+    >>> table = pd.DataFrame({"run": [0, 0, 1], "ratio": [1.0, 1.5, 1.0]})
+    >>> shares_within({"SGD": table}, ["SGD"], 0.1).to_dict()
+    {('SGD', 0): 0.5, ('SGD', 1): 1.0}
+    """
+    groups = {name: turns[name].groupby("run").ratio for name in names}
+    return pd.concat({name: group.apply(share_within, within) for name, group in groups.items()})
 
 
 def growth(
