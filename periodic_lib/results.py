@@ -282,7 +282,10 @@ def set_aside(path: Path) -> Path:
 
 def setup_of(dataset: xr.Dataset) -> Setup:
     """Return the `Setup` that `dataset` was made with."""
-    return Setup(**json.loads(dataset.attrs["setup"]))
+    stored = json.loads(dataset.attrs["setup"])
+    if "qk_norm" not in stored and stored["network"] != "transformer":
+        stored.pop("normalization", None)  # of older results: a transformer's, and without effect
+    return Setup(**stored)
 
 
 def provenance(dataset: xr.Dataset) -> str:
