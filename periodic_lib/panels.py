@@ -16,6 +16,7 @@ from periodic_lib.glossary import label
 from periodic_lib.periods import find_destabilizations
 from periodic_lib.spreads import interval
 
+WORDS = {"independent": "other\nrun"}  # where a name is too long for an axis
 MAPS = {"cosine": "cividis", "disagreement": "cividis_r"}  # quantity -> colours
 WIDEST = 3e4  # ratio of a logarithmic axis: a schedule may end at 0
 
@@ -25,6 +26,7 @@ def plot_columns(
     quantities: Sequence[str] = ("train_loss", "weight_norm"),
     runs: int | None = 1,
     points: int = 1500,
+    widest: float = WIDEST,
     **style: object,
 ) -> tuple[Figure, np.ndarray]:
     """Plot recorded quantities of several results; return the figure and its axes (rows, columns).
@@ -35,6 +37,7 @@ def plot_columns(
     quantities : variables of every result, one row each; a row's panels share their axis.
     runs : how many runs of each result are shown (None: all). The destabilizations of a single one
         are marked.
+    widest : ratio of the ends of a logarithmic axis; what is lower is cut off.
     points, style : as `plots.plot_trajectory`.
     """
     shape = len(quantities), len(results)
@@ -48,7 +51,7 @@ def plot_columns(
         column[0].locator_params(axis="x", nbins=3)
     for ax in axes[:, 0]:
         low, high = ax.get_ylim()
-        ax.set_ylim(bottom=max(low, high / WIDEST) if ax.get_yscale() == "log" else low)
+        ax.set_ylim(bottom=max(low, high / widest) if ax.get_yscale() == "log" else low)
         plots.plain_numbers(ax.yaxis)  # of all that share it
     return figure, axes
 
@@ -125,12 +128,16 @@ def plot_factors(
 
 
 def plot_by_regime(
-    parts: Mapping[str, tuple[pd.DataFrame, str]], x: str, y: str, line: float, xlabel: str
+    parts: Mapping[str, tuple[pd.DataFrame, str]],
+    x: str,
+    y: str,
+    line: float,
+    labels: tuple[str, str],
 ) -> Figure:
     """Plot columns of run tables against each other: a marker per part, a colour per regime.
 
     `parts`: word -> (run table, marker); `line`: where a vertical line stands. Both axes are
-    logarithmic.
+    logarithmic; `labels`: what stands on them.
     """
     figure, ax = plt.subplots(figsize=(9, 5), layout="constrained")
     for word, (table, marker) in parts.items():
@@ -143,7 +150,7 @@ def plot_by_regime(
         color = plots.REGIME_COLORS.get(regime, "black")
         ax.plot([], [], "o", c=color, ls="", label=regime)
     ax.axvline(line, color="0.4", lw=1)
-    ax.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=label(y))
+    ax.set(xscale="log", yscale="log", xlabel=labels[0], ylabel=labels[1])
     plots.plain_numbers(ax)
     figure.legend(loc="outside upper center", ncols=3)
     return figure
@@ -200,6 +207,7 @@ def plot_numbered(table: pd.DataFrame, name: str, ax: Axes) -> None:
         middle, low, high = found if linear else np.exp(found)
         ax.errorbar(number, middle, [[middle - low], [high - middle]], fmt="o", color="C0", ms=5)
     ax.set(xlabel="number of the minimum", ylabel=label(name))
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_yscale("linear" if linear else "log")
     plots.plain_numbers(ax.yaxis)
 
@@ -211,7 +219,7 @@ def plot_means(table: pd.DataFrame, ax: Axes) -> None:
         jitter = np.linspace(-0.2, 0.2, len(values))
         ax.plot(place + jitter, values, "o", color="C0", ms=4, alpha=0.5)
         ax.hlines(values.mean(), place - 0.3, place + 0.3, color="0.15", lw=2)
-    ax.set_xticks(range(len(table)), [str(name) for name in table.index])
+    ax.set_xticks(range(len(table)), [WORDS.get(name, str(name)) for name in table.index])
     ax.axhline(0, color="0.7", lw=1, zorder=0)
 
 

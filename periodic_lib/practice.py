@@ -144,12 +144,15 @@ def schedule_table(table: pd.DataFrame) -> pd.DataFrame:
     return shown.reset_index(names="schedule")
 
 
-def deepest_breaks(results: xr.Dataset) -> np.ndarray:
-    """Return where in its record each run has the break that raises its norm most, from 0 to 1."""
+def deepest_breaks(results: xr.Dataset) -> pd.Series:
+    """Return where in its record each run has the break that raises its norm most, from 0 to 1.
+
+    Runs that never break are left out.
+    """
     breaks = find_destabilizations(results)
     factor = breaks["norm_after"] / breaks["norm_before"]
     deepest = breaks.loc[factor.groupby(breaks["run"]).idxmax(), "start"]
-    return deepest.to_numpy() / results.sizes["step"]
+    return deepest / results.sizes["step"]
 
 
 def cosine(lr: float, steps: int) -> np.ndarray:
