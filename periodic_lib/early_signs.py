@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import xarray as xr
+from scipy.stats import rankdata
 
 from periodic_lib import theory
 from periodic_lib.periods import balance_ratio, find_destabilizations
@@ -82,11 +83,14 @@ def early_chi(short: xr.Dataset, seen: int) -> pd.DataFrame:
     return pd.DataFrame(parameters | {"1 / χ": 1 / chi})
 
 
-def collect(sets: Mapping[str, xr.Dataset], seen: int) -> pd.DataFrame:
-    """Return outcomes and signs of all decided runs of some results that had not broken by then."""
+def collect(sets: Mapping[str, xr.Dataset], seen: int, undecided: bool = False) -> pd.DataFrame:
+    """Return outcomes and signs of the runs of some results that had not broken by then.
+
+    Runs whose regime is undecided are left out unless `undecided`.
+    """
     tables = [outcomes(name, data).join(signs(data, seen)) for name, data in sets.items()]
     table = pd.concat(tables, ignore_index=True)
-    return table[table.decided & ~(table["first"] < seen)].reset_index(drop=True)
+    return table[(table.decided | undecided) & ~(table["first"] < seen)].reset_index(drop=True)
 
 
 def together(fit: pd.DataFrame, test: pd.DataFrame) -> np.ndarray:
@@ -106,15 +110,20 @@ def together(fit: pd.DataFrame, test: pd.DataFrame) -> np.ndarray:
     return model.decision_function(np.log(test[[*SIGNS]]))
 
 
-def area(held: Sequence[bool], score: Sequence[float]) -> float:
-    """Return the area under the curve (AUC) of a score; nan if all outcomes are alike.
+def area(held: Sequence[bool], scores: np.ndarray | Sequence[float]) -> np.ndarray:
+    """Return the area under the curve (AUC) of scores, one or a column each; nan if all outcomes
+    are alike.
 
-    >>> area([False, False, True], [1.0, 3.0, 2.0])
+    By ranks, ties at their mean (Mann-Whitney's U over the number of pairs).
+
+    >>> float(area([False, False, True], [1.0, 3.0, 2.0]))
     0.5
     """
-    from sklearn.metrics import roc_auc_score
-
-    return float(roc_auc_score(held, score)) if len(set(held)) == 2 else float("nan")
+    held = np.asarray(held, bool)
+    yes, no = held.sum(), (~held).sum()
+    ranks = rankdata(np.asarray(scores, float), axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (ranks[held].sum(0) - yes * (yes + 1) / 2) / (yes * no)
 
 
 def areas(
@@ -143,9 +152,9 @@ def areas(
     for _ in range(draws if table.held.nunique() == 2 else 0):
         picked = np.concatenate([groups[i] for i in random.integers(0, len(groups), len(groups))])
         part = table.iloc[picked]
-        drawn.append([area(part.held, part[name]) for name in names])
+        drawn.append(area(part.held, part[[*names]]))
     drawn = pd.DataFrame(drawn, columns=list(names), dtype=float).dropna()
-    found = pd.Series({name: area(table.held, table[name]) for name in names})
+    found = pd.Series(area(table.held, table[[*names]]), [*names])
     rows = pd.DataFrame({"area": found} | _ends("", drawn, level))
     for other in against:
         rows[f"minus {other}"] = found - found[other]

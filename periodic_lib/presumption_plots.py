@@ -254,7 +254,7 @@ def plot_plane(
         look = {"vmin": 0, "vmax": 1, "cmap": "cividis", "cbar": ax is axes[-1]}
         look |= {"annot": swing, "fmt": ".1f", "annot_kws": {"size": 8}}
         sns.heatmap(middle, ax=ax, **look)
-        for (name, border), color in zip(borders[title].items(), ("C3", "C1"), strict=False):
+        for (name, border), color in zip(borders[title].items(), ("C3", "black"), strict=False):
             _draw_border(ax, middle, border, name, color)
         ax.set(title=title, xlabel=label("lr_wd"), ylabel="part of wrong labels")
         ax.set_xticklabels([f"{value:g}" for value in middle.columns], rotation=45)

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from periodic_lib import early_signs, theory
 from periodic_lib.toys import SphereToy
@@ -22,6 +23,7 @@ def test_area_is_the_share_of_ordered_pairs():
     table = scored(1.0)
     yes, no = table.score[table.held].to_numpy(), table.score[~table.held].to_numpy()
     assert early_signs.area(table.held, table.score) == pytest.approx((yes[:, None] > no).mean())
+    assert early_signs.area(table.held, table.score) == pytest.approx(roc_auc_score(table.held, table.score))
     assert np.isnan(early_signs.area([True, True], [0, 1]))
 
 
