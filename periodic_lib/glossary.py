@@ -137,6 +137,44 @@ TERMS = {
         "equilibrium", "a regime: the weight norm holds over a fraction of its memory, that is, its window budget is at "
         "least 0.53",
     ),
+    "undecided": Term(
+        "undecided", "of a run's regime: its margin is below 0.1, so that a criterion lies within a tenth of its border"
+    ),
+    "passage": Term("passage", "the stretch between two breaks, or from the start to the first", ),
+    "restart_level": Term("restart level", "the effective learning rate at which a period begins, after a break", "", "1"),
+    "break_level": Term("break level", "the effective learning rate at which a break begins", "", "1"),
+    "span": Term(
+        "span", "the ratio of break level to restart level within a period; its logarithm over 2 lr wd is the time that free "
+        "decay takes", "", "1",
+    ),
+    "overshoot": Term("overshoot", "how far a break throws the effective learning rate below the level it would settle at"),
+    "freezing_level": Term(
+        "freezing level", "the fixed effective learning rate up to which a broken or random network converges", "", "1"
+    ),
+    "melting_level": Term(
+        "melting level", "the fixed effective learning rate from which on a converged network breaks", "", "1"
+    ),
+    "gradient_floor": Term(
+        "gradient floor", "the smallest effective gradient norm that the data allow, however long one trains; zero if all "
+        "labels can be learned"
+    ),
+    "edge_share": Term(
+        "batch edge share", "effective learning rate times batch sharpness over 2: above 1 a step overshoots along its own "
+        "gradient on its own mini-batch", r"\kappa", "1",
+    ),
+    "affine_pair": Term(
+        "scale-shift pair", "scale and shift of a normalization whose output meets another normalization: scale-invariant "
+        "together"
+    ),
+    "auc": Term(
+        "area under the curve", "the probability that a score ranks a random positive case above a random negative one; "
+        "1/2 by chance", "AUC", "1",
+    ),
+    "hazard": Term("hazard", "the probability that an event begins in a given number of next steps"),
+    "variation": Term(
+        "coefficient of variation", "standard deviation over mean, here of the spacings of breaks: 0 for a clock, about 1 for "
+        "events at random times", "", "1",
+    ),
     "divergence": Term("divergence", "a regime: the loss is not finite, or no better than guessing"),
     "fixed_norm": Term("fixed norm", "training with the weight norm projected back to one value after every step"),
     "step": Term("step", "one update of the parameters, on one mini-batch", "t"),
