@@ -106,7 +106,8 @@ SECTION = (
 )
 SEEDS = """
 The last column says how often the acknowledged verdict came out again when all seeds were replaced
-by others.
+by others. That was measured by the judge of regimes before this one, and some rules have changed
+since ([What changed](changelog.md)): it tells how much verdicts scatter, not this book's own.
 """
 PAGE = """# Scorecard
 
