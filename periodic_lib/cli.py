@@ -137,7 +137,7 @@ def _run(options: argparse.Namespace) -> int:
         print(listing())
         return 0
     if options.experiment is None:
-        known = ", ".join(experiments.declared())
+        known = ", ".join(experiments.names())
         raise ConfigError(f"`experiment` must be given: one of {known}.")
     overrides = parse_overrides(options.set)
     todo = experiments.plan(options.experiment, options.profile, overrides)

@@ -129,6 +129,11 @@ def _with_variants(name: str, entry: dict) -> dict[str, dict]:
     return found
 
 
+def names() -> list[str]:
+    """Return the names of all experiments but those that `vary` makes of one."""
+    return [name for name, entry in declared().items() if "part_of" not in entry]
+
+
 def plan(name: str, profile: str = "classroom", overrides: Mapping | None = None) -> Plan:
     """Return the checked plan of an experiment at a profile.
 
@@ -143,7 +148,8 @@ def plan(name: str, profile: str = "classroom", overrides: Mapping | None = None
     ConfigError : for an unknown name or a value that cannot be used, before anything is computed.
     """
     entries = declared()
-    known_names("experiment", [name], tuple(entries))
+    if name not in entries:
+        known_names("experiment", [name], names())
     entry, overrides = entries[name], dict(overrides or {})
     one_of("profile", profile, tuple(entry["profiles"]))
     chosen = entry["profiles"][profile] or {}

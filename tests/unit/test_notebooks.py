@@ -178,9 +178,11 @@ def book(project):
     shutil.copytree(ours / "_ext", project / "book" / "_ext", ignore=shutil.ignore_patterns("__pycache__"))
     toc = (
         "format: jb-book\nroot: intro\nparts:\n- chapters:\n  - file: 01_one\n  - file: 02_two\n  - file: scorecard\n"
+        "  - file: changelog\n"
     )
     (project / "book" / "_toc.yml").write_text(toc)
     (project / "book" / "intro.md").write_text("# Book\n\nThe loss is {result}`01_one.last:.3f`, $x^2$.\n")
+    (project / "book" / "changelog.md").write_text("# What changed\n\nNothing.\n")
     return project
 
 
