@@ -12,8 +12,8 @@
   /* Each shows its regime; they differ in one parameter from `periodic`. `speed` is in steps per frame. */
   const PRESETS = {
     converges: { lrWd: 1e-5, flipped: 0, speed: 100 },
-    periodic: { lrWd: 10 ** -2.5, flipped: 0, speed: 10 },
-    equilibrium: { lrWd: 10 ** -2.5, flipped: 0.25, speed: 10 },
+    periodic: { lrWd: 10 ** -2.5, flipped: 0, speed: 20 },
+    equilibrium: { lrWd: 10 ** -2.5, flipped: 0.25, speed: 20 },
   };
 
   const DEFAULTS = {
