@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from periodic_lib import theory
+from periodic_lib import budgets, theory
 from periodic_lib.breaks import QUIET, around, take_off
 from periodic_lib.periods import (
     PHASES,
@@ -26,8 +26,8 @@ TIMES = np.geomspace(0.1, 20, 12)  # intrinsic time since a restart
 
 def _per_step(results: xr.Dataset) -> dict[int, pd.DataFrame]:
     """Return, for every run, ln loss, ln rho^2, growth and phase of every step."""
-    growth = np.log1p(np.tan(results.angular_update) ** 2)
-    columns = {"log_loss": np.log(results.train_loss), "growth": growth, "elr": results.elr}
+    columns = {"log_loss": np.log(results.train_loss), "elr": results.elr}
+    columns["growth"] = budgets.growth(results)
     columns |= {"level": 2 * np.log(results.weight_norm), "phase": label_phases(results)}
     data = xr.Dataset(columns).reset_coords(drop=True)
     return {run: data.sel(run=run).to_dataframe() for run in results.run.values}

@@ -13,14 +13,10 @@ import pandas as pd
 import xarray as xr
 
 from periodic_lib import theory
+from periodic_lib.budgets import decay
 from periodic_lib.periods import find_destabilizations
 
 BREAK_COLUMNS = ["lr", "init_seed", "start", "peak", "rise", "wait"]
-
-
-def decay(one: xr.Dataset) -> float:
-    """Return D = 2 |ln(1 - eta lambda)|, by which ln(norm^2) falls in a step without a gradient."""
-    return float(-2 * np.log1p(-float(one.lr) * float(one.weight_decay)))
 
 
 def runs_with_breaks(results: xr.Dataset) -> Iterator[tuple[xr.Dataset, pd.DataFrame]]:
@@ -48,7 +44,7 @@ def approaches(results: xr.Dataset) -> pd.DataFrame:
 
 
 def _approach(one: xr.Dataset, breaks: pd.DataFrame) -> dict:
-    norm, rate, lr = one.weight_norm.values.astype(float), decay(one), float(one.lr)
+    norm, rate, lr = one.weight_norm.values.astype(float), float(decay(one)), float(one.lr)
     row = {"lr": lr, "init_seed": int(one.init_seed)}
     row["lr_wd"] = round(lr * float(one.weight_decay), 12)
     slopes = list(_slopes(2 * np.log(norm), breaks, rate))
@@ -107,7 +103,7 @@ def recoveries(results: xr.Dataset) -> pd.DataFrame:
     """
     epoch, rows = results.attrs["steps_per_epoch"], []
     for one, breaks in runs_with_breaks(results):
-        loss, window = one.train_loss.values.astype(float), int(1 / decay(one))
+        loss, window = one.train_loss.values.astype(float), int(1 / float(decay(one)))
         mean = pd.Series(loss).rolling(epoch).mean().values
         for row in breaks[breaks["end"] + 2 * window <= len(loss)].itertuples():
             start, end = int(row.start), int(row.end)
@@ -140,7 +136,7 @@ def aligned(
     """
     grid, rows = np.linspace(-before, after, points), []
     for one, breaks in runs_with_breaks(results):
-        values, window = one[name].values.astype(float), 1 / decay(one)
+        values, window = one[name].values.astype(float), 1 / float(decay(one))
         for start in breaks["start"].astype(int):
             at = (start + grid * window).astype(int)
             if at[0] >= 0 and at[-1] < len(values):

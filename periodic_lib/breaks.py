@@ -24,6 +24,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from periodic_lib.spreads import area_under_curve
+
 QUIET = range(-60, -10)  # steps before a break, where nothing has begun
 NULLS = 20  # times that breaks are moved to wrong times
 
@@ -268,11 +270,7 @@ def rank(
 
 
 def _areas(rows: pd.DataFrame, names: list[str]) -> np.ndarray:
-    from sklearn.metrics import roc_auc_score
-
-    if rows["comes"].nunique() < 2:
-        return np.full(len(names), np.nan)
-    return np.array([roc_auc_score(rows["comes"], rows[name]) for name in names])
+    return area_under_curve(rows["comes"], rows[names])
 
 
 def moved(breaks: pd.DataFrame, results: xr.Dataset | xr.DataArray, seed: int = 0) -> pd.DataFrame:

@@ -14,10 +14,9 @@ from numpy.typing import ArrayLike
 
 from periodic_lib import theory
 from periodic_lib.periods import find_destabilizations
-from periodic_lib.regimes import summarize
+from periodic_lib.regimes import UNDECIDED, summarize
 
 WINDOW = 20  # steps of a running geometric mean: gradients of single batches scatter
-UNDECIDED = 0.1  # margin (`regimes.summarize`) below which a regime's name is a toss-up
 LETTERS = {
     **{"divergence": "D", "equilibrium": "E", "periodic": "P", "irregular breaks": "I"},
     **{"two breaks": "T", "one break": "O", "convergence": "C", "–": "–"},

@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy.stats import rankdata
 
 from periodic_lib import theory
+from periodic_lib.equilibria import rms
 from periodic_lib.periods import balance_ratio, find_destabilizations
-from periodic_lib.regimes import summarize, window_budget
+from periodic_lib.regimes import UNDECIDED, summarize, window_budget
+from periodic_lib.spreads import area_under_curve
 
-UNDECIDED = 0.1  # margin of a regime below which it is not counted
 SLOWEST = 1e-5  # e-foldings of the gradient a step: its fall is not told from none
 SIGNS = ("lr × wd", "balance ratio", "balance ratio, trend", "l / L", "loss", "loss, trend", "race")
 HELD = "window budget"  # persistence: what decides the regime later, taken early
@@ -75,8 +75,7 @@ def early_chi(short: xr.Dataset, seen: int) -> pd.DataFrame:
     chi = sqrt(2 eta lambda) h / (2 G), with the sharpness measured last and G the root mean square
     effective gradient norm of the second half of the steps.
     """
-    half = short.eff_grad_norm.isel(step=slice(seen // 2, seen)).astype(float)
-    gradient = np.sqrt(np.square(half).mean("step"))
+    gradient = rms(short.eff_grad_norm.isel(step=slice(seen // 2, seen)))
     sharpness = short.sharpness.isel(curvature_step=-1)
     chi = theory.balance_to_edge(short.lr, short.weight_decay, gradient, sharpness)
     parameters = {n: short[n].values for n in ("lr", "weight_decay", "init_seed")}
@@ -110,22 +109,6 @@ def together(fit: pd.DataFrame, test: pd.DataFrame) -> np.ndarray:
     return model.decision_function(np.log(test[[*SIGNS]]))
 
 
-def area(held: Sequence[bool], scores: np.ndarray | Sequence[float]) -> np.ndarray:
-    """Return the area under the curve (AUC) of scores, one or a column each; nan if all outcomes
-    are alike.
-
-    By ranks, ties at their mean (Mann-Whitney's U over the number of pairs).
-
-    >>> float(area([False, False, True], [1.0, 3.0, 2.0]))
-    0.5
-    """
-    held = np.asarray(held, bool)
-    yes, no = held.sum(), (~held).sum()
-    ranks = rankdata(np.asarray(scores, float), axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return (ranks[held].sum(0) - yes * (yes + 1) / 2) / (yes * no)
-
-
 def areas(
     table: pd.DataFrame,
     names: Sequence[str],
@@ -152,9 +135,9 @@ def areas(
     for _ in range(draws if table.held.nunique() == 2 else 0):
         picked = np.concatenate([groups[i] for i in random.integers(0, len(groups), len(groups))])
         part = table.iloc[picked]
-        drawn.append(area(part.held, part[[*names]]))
+        drawn.append(area_under_curve(part.held, part[[*names]]))
     drawn = pd.DataFrame(drawn, columns=list(names), dtype=float).dropna()
-    found = pd.Series(area(table.held, table[[*names]]), [*names])
+    found = pd.Series(area_under_curve(table.held, table[[*names]]), [*names])
     rows = pd.DataFrame({"area": found} | _ends("", drawn, level))
     for other in against:
         rows[f"minus {other}"] = found - found[other]

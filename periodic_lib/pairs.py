@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from periodic_lib.budgets import decay
 from periodic_lib.config import Run, Setup
 from periodic_lib.periods import find_destabilizations
 
@@ -121,7 +122,7 @@ def pair_breaks(results: xr.Dataset) -> pd.DataFrame:
     for run, mine in breaks.groupby("run"):
         one = results.sel(run=run)
         level = 2 * np.log(one.pair_norm)
-        rate = -2 * np.log1p(-float(one.lr * one.weight_decay))
+        rate = float(decay(one))
         start, end = mine["start"].to_numpy(), mine["end"].to_numpy()
         after = np.append(start[1:], end[-1])  # of the last nothing is known
         low, high, next_low = (level.sel(step=at).values for at in (start, end, after))

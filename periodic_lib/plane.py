@@ -16,12 +16,11 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from periodic_lib import theory
+from periodic_lib import budgets, theory
+from periodic_lib.equilibria import rms
 from periodic_lib.periods import balance_ratio, count_by_run, find_destabilizations, late
-from periodic_lib.regimes import BUDGET_BORDER, window_budget
+from periodic_lib.regimes import BUDGET_BORDER, UNDECIDED, window_budget
 from periodic_lib.toys import SphereToy
-
-UNDECIDED = 0.1  # of the border: how near a window budget may be to it
 
 
 def judged(data: xr.Dataset, **columns: object) -> pd.DataFrame:
@@ -37,8 +36,7 @@ def judged(data: xr.Dataset, **columns: object) -> pd.DataFrame:
     found["breaks"] = count_by_run(find_destabilizations(data), data).values
     found["swing"] = (level.max("step") - level.min("step")).values
     found["loss"] = second.train_loss.median("step").values
-    square = np.square(second.eff_grad_norm.astype(float))
-    found["gradient"] = np.sqrt(square.mean("step")).values
+    found["gradient"] = rms(second.eff_grad_norm).values
     found["lr_wd"] = (data.lr * data.weight_decay).values.round(12)
     return pd.DataFrame(found | {"seed": data.init_seed.values} | columns)
 
@@ -52,7 +50,7 @@ def about_the_line(data: xr.Dataset, low: float = 0.5, high: float = 2.0) -> pd.
     """
     second = late(data)
     ratio = balance_ratio(second)
-    growth = np.sort(np.log1p(np.square(np.tan(second.angular_update.values.astype(float)))))
+    growth = np.sort(budgets.growth(second).values)
     few = max(1, growth.shape[1] // 100)
     found = {"below": (ratio < low).mean("step"), "above": (ratio > high).mean("step")}
     table = pd.DataFrame(found, data.run.values)

@@ -15,7 +15,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from periodic_lib import approaches, equilibria, plots, theory
+from periodic_lib import approaches, budgets, equilibria, plots, theory
 from periodic_lib.glossary import label
 from periodic_lib.periods import balance_ratio
 
@@ -135,7 +135,7 @@ def plot_approaches(results: Sequence[xr.Dataset], shown: float = 6.0) -> Figure
     least, longest = min(int(one.init_seed) for one, _ in pairs), 0.0
     for one, breaks in sorted(pairs, key=lambda pair: float(pair[0].lr)):
         if int(one.init_seed) == least:
-            lr, clock = float(one.lr), one.step.values * approaches.decay(one) / 2
+            lr, clock = float(one.lr), one.step.values * float(budgets.decay(one)) / 2
             until = int(breaks["start"].iloc[0]) if len(breaks) else len(clock)
             style = {"color": tint[lr], "lw": 1}
             left.plot(clock, one.elr, **style, label=f"{lr:g}")

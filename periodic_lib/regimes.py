@@ -10,17 +10,13 @@ import pandas as pd
 import xarray as xr
 
 from periodic_lib.glossary import MISSING
-from periodic_lib.periods import (
-    balance_ratio,
-    count_by_run,
-    find_destabilizations,
-    find_periods,
-    late,
-)
+from periodic_lib.periods import balance_ratio, find_destabilizations, late
+from periodic_lib.spreads import variation
 
 GUESSING_SHARE = 9 / 10  # of guessing's error
 BUDGET_BORDER = 0.53  # of the window budget, by the design labels: tests/labelled/README.md
 WINDOW = 0.1  # of ln rho^2: what weight decay takes in the window of the budget
+UNDECIDED = 0.1  # margin below which a run's regime is not decided
 REGULAR = 0.7  # coefficient of variation of the spacings of breaks
 FEW_BREAKS = ("convergence", "one break", "two breaks")  # by their number
 REGIMES = ("divergence", "equilibrium", "periodic", "irregular breaks", *FEW_BREAKS)
@@ -57,34 +53,42 @@ def classify_regime(results: xr.Dataset) -> xr.DataArray:
 
 
 def _judge(results: xr.Dataset) -> pd.DataFrame:
-    """Return `regime` of every run, and `margin`, how far it is from another one.
+    """Return `regime` of every run, `margin`, how far it is from another one, and what both rest
+    on: `window_budget` and `spacings`, those of its breaks, an array (nan without a break).
 
     The margin is the smallest |value / border - 1| of the criteria that had to be looked at.
     """
     spacings = find_destabilizations(_finite(results)).groupby("run")["start"].apply(np.diff)
     table = pd.DataFrame(index=pd.Index(results.run.values, name="run"))
-    table["guesses"] = _error_over_guessing(results)
-    table["budget"] = window_budget(results).values / BUDGET_BORDER
+    table["window_budget"] = window_budget(results).values
     table["spacings"] = spacings.reindex(table.index)
-    rows = [_word_and_margin(*row) for row in table.itertuples(index=False)]
-    return pd.DataFrame(rows, table.index, ["regime", "margin"])
+    rows = zip(_error_over_guessing(results), table.window_budget, table.spacings, strict=True)
+    words = pd.DataFrame(
+        [_word_and_margin(*row) for row in rows], table.index, ["regime", "margin"]
+    )
+    return words.join(table)
 
 
 def _word_and_margin(guesses: float, budget: float, spacings: object) -> tuple[str, float]:
     """Return one run's regime and margin; `spacings`: of its breaks, nan without any."""
-    margins = [abs(guesses - 1), abs(budget - 1)]
+    margins = [abs(guesses - 1), abs(budget / BUDGET_BORDER - 1)]
     if guesses >= 1:
         return "divergence", margins[0]
-    if budget >= 1:
+    if budget / BUDGET_BORDER >= 1:
         return "equilibrium", float(np.nanmin(margins))
-    breaks = len(spacings) + 1 if isinstance(spacings, np.ndarray) else 0
+    breaks = _number(spacings)
     borders = np.array([0.5, 1.5, 2.5])
     margins.append(np.abs(breaks / borders - 1).min())
     if breaks < len(FEW_BREAKS):
         return FEW_BREAKS[breaks], float(np.nanmin(margins))
-    variation = np.std(spacings) / np.mean(spacings) / REGULAR
-    margins.append(abs(variation - 1))
-    return "periodic" if variation < 1 else "irregular breaks", float(np.nanmin(margins))
+    irregular = variation(spacings) / REGULAR
+    margins.append(abs(irregular - 1))
+    return "periodic" if irregular < 1 else "irregular breaks", float(np.nanmin(margins))
+
+
+def _number(spacings: object) -> int:
+    """Return the number of breaks that have these spacings; nan: none."""
+    return len(spacings) + 1 if isinstance(spacings, np.ndarray) else 0
 
 
 def _error_over_guessing(results: xr.Dataset) -> np.ndarray:
@@ -177,22 +181,22 @@ def summarize(results: xr.Dataset) -> pd.DataFrame:
     The balance holds for SGD without momentum: else it is nan. Where weight decay does not set the
     pace and nothing breaks, regime is "–" and margin nan.
     """
-    finite, second = _finite(results), late(results)
+    second = late(results)
     runs = pd.Index(results.run.values, name="run")
     table = pd.DataFrame(_parameters(results), index=runs)
     table["lr_wd"] = (results.lr * results.weight_decay).values.round(12)
-    judged, budget = _judge(results), window_budget(results).values
-    unknown = np.isnan(budget) & (judged.regime == "convergence") & (table.lr_wd > 0)
+    judged = _judge(results)
+    unknown = judged.window_budget.isna() & (judged.regime == "convergence") & (table.lr_wd > 0)
     table["regime"] = judged.regime.mask(unknown, MISSING)
     table["margin"] = judged.margin.mask(unknown)
-    table["destabilizations"] = count_by_run(find_destabilizations(finite), results)
-    lengths = find_periods(finite).groupby("run")["length"]
-    table["median_period"] = lengths.median()
-    table["variation"] = (lengths.std(ddof=0) / lengths.mean()).where(lengths.size() > 1)
+    table["destabilizations"] = judged.spacings.map(_number)
+    lengths = judged.spacings[table.destabilizations > 1]
+    table["median_period"] = lengths.map(np.median).astype(float)
+    table["variation"] = lengths[table.destabilizations > 2].map(variation).astype(float)
     for short, name in (("loss", "train_loss"), ("norm", "weight_norm"), ("elr", "elr")):
         table[f"late_{short}"] = second[name].median("step").values
     balance = np.square(balance_ratio(second)).median("step").values
-    table["window_budget"] = budget
+    table["window_budget"] = judged.window_budget
     table["balance"] = pd.Series(balance, runs).where(_is_plain_sgd(results))
     for name in ("train_loss_full", "train_error", "test_error"):
         if name in results:

@@ -292,7 +292,8 @@ def provenance(dataset: xr.Dataset) -> str:
     """Return in one line where, when and with what `dataset` was made."""
     facts = dataset.attrs
     return (
-        f"{dataset.sizes['run']} runs of {_steps(dataset)} steps on {facts['device']} in "
+        f"{dataset.sizes['run']} runs of {_steps(dataset)} steps on {facts['device']} "
+        f"({facts.get('instructions', 'instructions not kept')}) in "
         f"{facts['seconds']:.1f} s, {facts['created']}, revision {facts['git_revision']}, "
         f"torch {facts['torch_version']}, numpy {facts['numpy_version']}, "
         f"seeds {np.unique(dataset.init_seed).tolist()}"

@@ -14,6 +14,7 @@ import pandas as pd
 import xarray as xr
 
 from periodic_lib import theory
+from periodic_lib.equilibria import rms
 from periodic_lib.periods import late
 
 
@@ -53,7 +54,7 @@ def neuron_turns(results: xr.Dataset) -> pd.DataFrame:
     """
     second = late(results)
     angle = second.neuron_angular_update.astype(float)
-    turn = np.sqrt((angle**2).mean("step"))
+    turn = rms(angle)
     level = 2 * np.log(second.neuron_weight_norm.astype(float))
     half = level.sizes["step"] // 2
     held = level.isel(step=slice(half, None)).mean("step") - level.isel(step=slice(half)).mean(

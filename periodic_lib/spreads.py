@@ -91,3 +91,22 @@ def regularity(waits: Mapping[str, Iterable[Iterable[float]]]) -> pd.DataFrame:
         if groups and all(groups)
     ]
     return pd.DataFrame(rows, columns=["name", "waits", "variation", "by_chance"])
+
+
+def area_under_curve(happened: Iterable[bool], scores: np.ndarray | Iterable[float]) -> np.ndarray:
+    """Return the area under the curve (AUC) of scores, one or a column each; nan if all outcomes
+    are alike.
+
+    The chance that a case that happened ranks above one that did not, ties counting one half:
+    Mann-Whitney's U over the number of pairs.
+
+    >>> float(area_under_curve([False, False, True], [1.0, 3.0, 2.0]))
+    0.5
+    """
+    from scipy.stats import rankdata
+
+    happened = np.asarray(happened, bool)
+    yes, no = happened.sum(), (~happened).sum()
+    ranks = rankdata(np.asarray(scores, float), axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (ranks[happened].sum(0) - yes * (yes + 1) / 2) / (yes * no)

@@ -6,6 +6,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from periodic_lib import early_signs, theory
+from periodic_lib.spreads import area_under_curve
 from periodic_lib.toys import SphereToy
 
 
@@ -22,9 +23,9 @@ def scored(gap, settings=30, seeds=2, seed=0):
 def test_area_is_the_share_of_ordered_pairs():
     table = scored(1.0)
     yes, no = table.score[table.held].to_numpy(), table.score[~table.held].to_numpy()
-    assert early_signs.area(table.held, table.score) == pytest.approx((yes[:, None] > no).mean())
-    assert early_signs.area(table.held, table.score) == pytest.approx(roc_auc_score(table.held, table.score))
-    assert np.isnan(early_signs.area([True, True], [0, 1]))
+    assert area_under_curve(table.held, table.score) == pytest.approx((yes[:, None] > no).mean())
+    assert area_under_curve(table.held, table.score) == pytest.approx(roc_auc_score(table.held, table.score))
+    assert np.isnan(area_under_curve([True, True], [0, 1]))
 
 
 def test_a_score_differs_from_itself_by_nothing_and_from_chance_by_much():
@@ -53,7 +54,7 @@ def test_together_learns_which_sign_counts():
     for table in (fit, test):
         table.columns = [*early_signs.SIGNS]
         table["held"] = table["loss"] > 1
-    assert early_signs.area(test.held, early_signs.together(fit, test)) > 0.98
+    assert area_under_curve(test.held, early_signs.together(fit, test)) > 0.98
     assert not early_signs.together(fit.assign(held=True), test).any()
 
 

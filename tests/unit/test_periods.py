@@ -327,6 +327,13 @@ def test_excursions_of_a_data_set_name_their_run():
 # ---------------------------------------------------------------- the border of periods and equilibrium
 
 
+def test_a_norm_that_falls_at_most_of_free_decay_converges_and_one_that_holds_is_an_equilibrium():
+    rare, spikes = np.where(T % 50 == 0, 7.0, 0.2), np.where(T % 200 == 199, 5.0, 0.0)
+    assert classify_regime(run(np.exp(0.02 * np.sin(T / 30)), 0.5, rare)).item() == "equilibrium"
+    assert classify_regime(run(np.exp(-0.0006 * T), 0.5, 0.2)).item() == "convergence"  # falls at 60 % of free decay
+    assert classify_regime(run(sawtooth(200), SPIKES, 0.69 + spikes)).item() == "periodic"
+
+
 def holding(share, breaks=()):
     """Norm of a run that gets back `share` of what weight decay takes, and is pushed out by 1.2 at `breaks`."""
     level = -0.001 * (1 - share) * T
