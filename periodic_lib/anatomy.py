@@ -138,6 +138,18 @@ def break_table(results: xr.Dataset, breaks: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def layer_rises(results: xr.Dataset, breaks: pd.DataFrame) -> pd.DataFrame:
+    r"""Return, per break, by how much it raises the ln rho_l^2 of every layer l.
+
+    One row per break, one column per layer: 2 ln(rho_l(end) / rho_l(start)), from the minimum of
+    the norm of all scale-invariant weights to the end of its rise. Needs `Record(layers=True)`.
+    """
+    levels = 2 * np.log(results.layer_weight_norm)
+    at = xr.Dataset.from_dataframe(breaks[["run", "start", "end"]].reset_index(drop=True))
+    rises = levels.sel(run=at.run, step=at.end) - levels.sel(run=at.run, step=at.start)
+    return pd.DataFrame(rises.transpose("index", "layer").values, columns=results.layer.values)
+
+
 def cosine_distance(direction: xr.DataArray) -> xr.DataArray:
     """Return 1 - cos of the angle from each snapshot to the next, (run, snapshot_step).
 

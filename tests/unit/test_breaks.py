@@ -214,6 +214,16 @@ def test_a_break_in_the_first_layer_is_told_from_a_quiet_lead():
     assert found.growth.tolist() == pytest.approx([3, 3], rel=1e-3)
 
 
+def test_the_rise_of_every_layer_at_its_breaks():
+    data, events = saw(), table((0, 999, 1001), (0, 1999, 2000))
+    norms = np.ones((1, 4000, 2))
+    norms[0, 1001:, 0], norms[0, 2000:, 0], norms[0, 2000:, 1] = 2, 6, 0.5
+    data = data.assign(layer_weight_norm=(("run", "step", "layer"), norms)).assign_coords(layer=["first", "last"])
+    found = anatomy.layer_rises(data, events.iloc[::-1])
+    assert found.to_numpy() == pytest.approx(2 * np.log([[3, 0.5], [2, 1]]))
+    assert found.columns.tolist() == ["first", "last"]
+
+
 def test_the_cosine_distance_of_snapshots():
     vectors = RNG.normal(size=(2, 5, 7))
     vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
