@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from periodic_lib import claims, glossary, scorecard
 from periodic_lib.execution import copy_of, execute
 from periodic_lib.notebooks import ChapterError, build_folder, chapters, error_outputs, read
 from periodic_lib.project import print_message, root, write_whole
+
+MARKUP = re.compile(r"([\\`*_$<\[\]{}])")  # what MyST would read as more than a character
 
 
 def build_book(profile: str = "classroom", strict: bool = False) -> Path:
@@ -96,7 +99,8 @@ def _sources(profile: str) -> dict[Path, bytes]:
 def rendered(notebook: dict) -> bytes:
     """Return an executed notebook as the book shows it.
 
-    Text alternatives are where MyST-NB reads them, and standard error is left out.
+    A figure is numbered, with its text alternative, the one that the chapter gave it, as its
+    caption; standard error is left out.
 
     Raises
     ------
@@ -112,7 +116,8 @@ def rendered(notebook: dict) -> bytes:
         for output in outputs:
             alt = output.get("metadata", {}).get("image/png", {}).get("alt")
             if alt:
-                cell["metadata"].setdefault("mystnb", {})["image"] = {"alt": alt}
+                shown = {"image": {"alt": alt}, "figure": {"caption": MARKUP.sub(r"\\\1", alt)}}
+                cell["metadata"].setdefault("mystnb", {}).update(shown)
         tags = cell["metadata"].get("tags", [])
         if "injected-parameters" in tags:
             cell["metadata"]["tags"] = [*tags, "remove-cell"]

@@ -118,15 +118,13 @@ class Chapter:
                 "`alt` must say what is seen, with its numbers, in "
                 f"at least {SHORTEST_ALT} characters; got {alt!r}."
             )
-        stream = io.BytesIO()
-        look = {"dpi": 150, "bbox_inches": "tight", "metadata": {"Software": None}}
-        figure.savefig(stream, format="png", **look)
+        picture = _png(figure)
         path = claims.records_folder() / "figures" / f"{self.name}-{name}.png"
-        write_whole(path, stream.getvalue())
+        write_whole(path, picture)
         self._content["figures"][name] = {"file": path.name, "alt": alt}
         self._write()
         pyplot.close(figure)
-        shown = {"image/png": stream.getvalue(), "text/plain": alt}
+        shown = {"image/png": picture, "text/plain": alt}
         display(shown, raw=True, metadata={"image/png": {"alt": alt}})
 
     @staticmethod
@@ -172,6 +170,17 @@ class Chapter:
 
     def _write(self) -> None:
         write_whole(claims.record_path(self.name), json.dumps(self._content, indent=1))
+
+
+def _png(figure: Figure) -> bytes:
+    """Return a figure as PNG in at most 256 colours: a third of the size, the same to the eye."""
+    from PIL import Image
+
+    drawn, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=150, bbox_inches="tight")
+    colours = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    colours.save(small, format="png", optimize=True)
+    return small.getvalue()
 
 
 NOT_RUN = (

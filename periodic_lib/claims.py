@@ -7,6 +7,7 @@ acknowledged is declared, too, so that a build that measures another one can say
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -148,9 +149,19 @@ class Checked:
     def __repr__(self) -> str:
         return f"{self.claim}: {self.verdict} ({self.true} of {self.of}). {self.measured}"
 
-    def _repr_markdown_(self) -> str:
-        share = f"({self.true} of {self.of})"
-        return f"Claim *{self.claim}* **{self.verdict}** {share}: {self.measured}."
+    def _repr_html_(self) -> str:
+        """Return a card: the claim, its verdict and the interval of its share, what was measured."""
+        texts = {"claim": self.claim, "verdict": self.verdict, "measured": self.measured}
+        texts["statement"] = " ".join(declared()[self.claim]["statement"].split())
+        texts["share"] = _share(self.true, self.of)
+        safe = {name: html.escape(text) for name, text in texts.items()}
+        return CARD.format(kind=self.verdict.replace(" ", "-"), **safe)
+
+
+CARD = """<div class="claim verdict-{kind}">
+<p>Claim <a href="scorecard.html#claim-{claim}">{claim}</a>: {statement}</p>
+<p><strong>{verdict}</strong> ({share}). {measured}.</p>
+</div>"""
 
 
 def records_folder() -> Path:
@@ -246,7 +257,10 @@ def share(found: Mapping) -> str:
 
     As "4 of 5, 38% to 96%"; with "few" before it where there are fewer than five.
     """
-    true, of = sum(found["outcomes"].values()), len(found["outcomes"])
+    return _share(sum(found["outcomes"].values()), len(found["outcomes"]))
+
+
+def _share(true: int, of: int) -> str:
     if not of:
         return "none"
     low, high = wilson(true, of)

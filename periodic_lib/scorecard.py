@@ -8,10 +8,10 @@ from periodic_lib import claims
 
 
 def page(records: Mapping[str, dict]) -> str:
-    """Return the page: a row for every declared claim, with what was measured.
+    """Return the page: a row for every declared claim, that opens to what was measured.
 
-    A verdict that is not the acknowledged one is marked. The last column, how often the
-    acknowledged verdict came out under other seeds, is there once that was measured.
+    A verdict that is not the acknowledged one is marked. How often the acknowledged verdict came
+    out under other seeds is there once that was measured.
 
     Raises
     ------
@@ -49,17 +49,13 @@ def counts(found: Mapping[str, dict], by: str = "kind") -> str:
 
 
 def _section(topic: str, found: Mapping[str, dict], stayed: Mapping[str, str]) -> str:
-    """Return one topic's table; nothing if it has no claim."""
-    entries = claims.declared()
+    """Return one topic's claims; nothing if it has none."""
     rows = [
-        [*_row(claim, entry, found[claim]), *([stayed[claim]] if stayed else [])]
-        for claim, entry in entries.items()
+        _row(claim, entry, found[claim], stayed.get(claim))
+        for claim, entry in claims.declared().items()
         if entry["topic"] == topic
     ]
-    if not rows:
-        return ""
-    head, widths = ([*HEAD, SEEDS_HEAD], SEEDS_WIDTHS) if stayed else (HEAD, WIDTHS)
-    return SECTION.format(topic=topic.capitalize(), widths=widths, rows=_list_table([head, *rows]))
+    return "\n".join([f"\n## {topic.capitalize()}", *rows]) if rows else ""
 
 
 def _list_table(rows: Sequence[Sequence[str]]) -> str:
@@ -71,26 +67,38 @@ def _list_table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("* - " + "\n  - ".join(" ".join(cell.split()) for cell in row) for row in rows)
 
 
-def _row(claim: str, entry: Mapping, found: Mapping) -> list[str]:
-    """Return what is claimed, the published value, what was measured, and the verdict."""
-    scale = found["paper_scale"]
-    at_scale = "" if scale == "not run" else f" At the paper's scale: {scale}"
-    note = f" {entry[claims.NOTE].strip()}" if claims.NOTE in entry else ""
+def _row(claim: str, entry: Mapping, found: Mapping, stayed: str | None) -> str:
+    """Return a row that opens: the claim and its verdict; inside, what it is judged by and on."""
     mark = f" ⚠ acknowledged: {entry['verdict']}" if claims.differs(entry, found) else ""
-    return [
-        f"[{claim}]({entry['chapter']}.ipynb): {entry['statement'].strip()} "
-        f"*{entry['kind'].capitalize()}. Setting: {entry['setting'].strip()}. Rule: "
-        f"{entry['rule'].strip()}. Fixed: {entry['fixed'].strip()}.*" + note,
-        f"{entry['paper_value']} ({entry['source']})",
-        found["measured"] + at_scale,
-        f"**{found['verdict']}** ({claims.share(found)}){mark}",
-    ]
+    scale = found["paper_scale"]
+    lines = {
+        "Measured here": found["measured"],
+        "At the paper's scale": "" if scale == "not run" else scale,
+        "Published value": f"{entry['paper_value']} ({entry['source']})",
+        "Setting": entry["setting"],
+        "Rule": entry["rule"],
+        "Fixed": entry["fixed"],
+        "Note": entry.get(claims.NOTE, ""),
+        SEEDS_HEAD: stayed or "",
+    }
+    return ROW.format(
+        claim=claim,
+        statement=_one_line(entry["statement"]),
+        verdict=found["verdict"],
+        share=claims.share(found),
+        mark=mark,
+        lines="\n".join(f"- *{name}*: {_one_line(text)}" for name, text in lines.items() if text),
+        kind=entry["kind"].capitalize(),
+        chapter=entry["chapter"],
+        classes=f"claim kind-{entry['kind']} verdict-{found['verdict'].replace(' ', '-')}",
+    )
 
 
-HEAD = ["Claim, setting and rule", "Published value", "Measured here", "Verdict"]
-WIDTHS = "42 20 26 12"
-SEEDS_HEAD = "Same with other seeds"
-SEEDS_WIDTHS = "38 19 23 11 9"
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+SEEDS_HEAD = "Same verdict with other seeds"
 TABLE = """
 ```{{list-table}}
 :header-rows: 1
@@ -98,20 +106,24 @@ TABLE = """
 {rows}
 ```
 """
-SECTION = (
-    """
-## {topic}
+ROW = """
+::::{{dropdown}} **{verdict}**{mark} {statement}
+:class-container: {classes}
+:name: claim-{claim}
+{kind} in [{claim}]({chapter}.ipynb): **{verdict}** ({share}){mark}
+
+{lines}
+::::
 """
-    + TABLE
-)
 SEEDS = """
-The last column says how often the acknowledged verdict came out again when all seeds were replaced
+An opened row says how often the acknowledged verdict came out again when all seeds were replaced
 by others. That was measured by the judge of regimes before this one, and some rules have changed
 since ([What changed](changelog.md)): it tells how much verdicts scatter, not this book's own.
 """
 PAGE = """# Scorecard
 
-Every claim that a chapter tests, with what was measured when this book was built. Only two kinds
+Every claim that a chapter tests, with what was measured when this book was built; a row opens to
+its numbers, its rule and its source. Only two kinds
 are findings: *measured*, what could have come out otherwise, and *predicted*, whose rule was
 written down before the runs that judge it. A *definition* follows, or nearly, from how its words
 are defined; an *identity* is a theorem or a check of the code, and can fail only by a bug;
@@ -119,6 +131,10 @@ are defined; an *identity* is a theorem or a check of the code, and can fail onl
 
 {counts}
 
+```{{claim-filter}}
+```
+
+:::{{dropdown}} How to read it: verdicts, intervals, and when a rule was fixed
 A verdict follows from its rule alone: *holds* if every outcome (a seed, a run, a value) meets the
 rule, *fails* if none does; *mostly holds* from 80 % on, *mostly fails* below 20 %, *mixed*
 between. Beside it stand how many did, and the 95 % interval of their share (Wilson): five of five
@@ -138,4 +154,7 @@ another one, as another processor may, the row is marked ⚠ and says which verd
 acknowledged. Everything outside the topic *scale* was measured at the `classroom` scale. Numbers in
 brackets, "(1 to 3)", are the lowest and the highest over seeds or runs, with the median before
 them; for means, and for shares of runs told rightly, they are the 95 % interval.
-{seeds}{sections}"""
+{seeds}
+:::
+{sections}
+"""

@@ -2,6 +2,7 @@
 
     ```{claims} fails                                   the claims with that verdict, as a list
     ```{verdicts}                                       a table: how many findings of a topic have which verdict
+    ```{claim-filter}                                   which claims of the scorecard are shown
     ```{takeaways}                                      the takeaways of all chapters, chapter by chapter
     {count}`fails`                                      how many findings have that verdict; `findings`, `claims`: all
     {result}`03_periodic_behavior.periods_slow:.0f`     a number that a chapter published, formatted
@@ -141,6 +142,21 @@ def raw_html(text):
     return nodes.raw("", text, format="html")
 
 
+class ClaimFilter(SphinxDirective):
+    """The scorecard's filter, which scorecard.js fills in; nothing where no script runs."""
+
+    def run(self):
+        script = Path(__file__).with_name("scorecard.js")
+        self.env.note_dependency(str(script))
+        code = script.read_text(encoding="utf-8")
+        return [
+            raw_html(
+                '<div class="claim-filter" role="search" aria-label="Claims shown" hidden>'
+                f'<output aria-live="polite"></output></div><script>\n{code}</script>'
+            )
+        ]
+
+
 class Written(SphinxDirective):
     """A directive that stands for lines of text (MyST)."""
 
@@ -220,6 +236,7 @@ def setup(app):
     app.add_role("result", ResultRole())
     app.add_role("count", CountRole())
     app.add_directive("chapter-figure", ChapterFigure)
+    app.add_directive("claim-filter", ClaimFilter)
     app.add_directive("claims", Claims)
     app.add_directive("verdicts", Verdicts)
     app.add_directive("takeaways", Takeaways)

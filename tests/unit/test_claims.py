@@ -62,7 +62,9 @@ def test_a_verdict_follows_from_its_outcomes():
 def test_a_checked_claim_is_recorded_and_shown(project):
     shown = Chapter("01_one", "classroom").check("works", {"seed 0": True, "seed 1": False}, "41 and 42")
     assert repr(shown) == "works: mixed (1 of 2). 41 and 42"
-    assert "**mixed**" in shown._repr_markdown_()
+    card = shown._repr_html_()
+    assert "<strong>mixed</strong> (few: 1 of 2, 9% to 91%). 41 and 42." in card
+    assert 'Claim <a href="scorecard.html#claim-works">works</a>: It works.' in card
     entry = record("01_one")["claims"]["works"]
     assert entry == {
         "verdict": "mixed",
@@ -190,7 +192,7 @@ def test_the_numbers_of_a_rule_are_typed_once(project):
     assert claims.declared()["works"]["rule"] == "within 10% of 1, 5 seeds"
     Chapter("01_one", "classroom").check("works", {"seed 0": True}, "1.02")
     page = scorecard.page(claims.read_records(claims.records_folder()))
-    assert "Rule: within 10% of 1, 5 seeds. Fixed" in page
+    assert "- *Rule*: within 10% of 1, 5 seeds\n" in page
 
 
 @pytest.mark.parametrize(
@@ -233,9 +235,18 @@ def test_the_scorecard_has_a_row_for_every_claim(project):
     Chapter("01_one", "classroom").check("works", {"seed 0": True}, "41.9")
     page = scorecard.page(claims.read_records(claims.records_folder()))
     assert "* - Kind\n  - Holds\n  - Not tested\n* - Measured\n  - 1\n  - 1\n" in page
-    assert "[works](01_one.ipynb): It works. *Measured. Setting: anywhere. Rule: always. Fixed: before.*" in page
-    assert "41.9" in page
-    assert "It fails." in page
+    row = """
+::::{dropdown} **holds** It works.
+:class-container: claim kind-measured verdict-holds
+:name: claim-works
+Measured in [works](01_one.ipynb): **holds** (few: 1 of 1, 21% to 100%)
+
+- *Measured here*: 41.9
+"""
+    assert row in page
+    for line, times in {"- *Setting*: anywhere": 2, "- *Rule*: always": 1, "- *Fixed*: before": 2}.items():
+        assert page.count(f"\n{line}\n") == times
+    assert "\n::::{dropdown} **not tested** It fails.\n" in page
 
 
 def test_the_scorecard_is_sorted_by_topic_and_says_what_the_paper_scale_gave(project):
@@ -244,7 +255,7 @@ def test_the_scorecard_is_sorted_by_topic_and_says_what_the_paper_scale_gave(pro
     Chapter("01_one", "classroom").check("works", {"seed 0": True}, "41.9", paper_scale="42.0")
     page = scorecard.page(claims.read_records(claims.records_folder()))
     assert page.index("## Mechanism") < page.index("It fails.") < page.index("## Practice") < page.index("It works.")
-    assert "41.9 At the paper's scale: 42.0" in page
+    assert "- *Measured here*: 41.9\n- *At the paper's scale*: 42.0\n" in page
 
 
 def test_the_scorecard_marks_a_verdict_that_is_not_the_acknowledged_one(project):
@@ -283,7 +294,7 @@ def test_kinds_are_counted_apart_and_a_note_stands_beside_its_claim(project):
     file.write_text(FILE.replace("kind: measured", "kind: identity\n  note: Only a bug can break it.", 1))
     page = scorecard.page(measured(2, 2))
     assert "* - Measured\n  - 1\n* - Identity\n  - 1\n" in page
-    assert "Fixed: before.* Only a bug can break it." in page
+    assert "- *Fixed*: before\n- *Note*: Only a bug can break it.\n" in page
 
 
 def test_the_interval_of_a_share_is_wilsons():
@@ -377,8 +388,9 @@ def test_the_scorecard_says_how_often_a_verdict_stayed(project):
     assert claims.stability()["shift"].tolist() == [100, 100, 200, 200, 300, 300]
     assert claims.stayed(["works", "fails"]) == {"works": "3 of 3", "fails": "1 of 3"}
     page = scorecard.page(measured(2, 2))
-    assert "- Same with other seeds" in page
-    assert page.index("It works.") < page.index("- 3 of 3") < page.index("It fails.") < page.index("- 1 of 3")
+    same = "- *Same verdict with other seeds*:"
+    ends = [page.index(one) for one in ("It works.", f"{same} 3 of 3", "It fails.", f"{same} 1 of 3")]
+    assert ends == sorted(ends)
     before = path.read_text()
     claims.save_stability(200, measured(2, 1))  # the rows of one shift take the place of its former ones
     assert path.read_text() == before

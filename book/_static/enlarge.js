@@ -1,0 +1,22 @@
+// A figure is a button: a click or the Enter key shows it as large as the window; again, or Escape, closes it.
+document.addEventListener("DOMContentLoaded", () => {
+  const dialog = document.createElement("dialog");
+  dialog.className = "enlarged";
+  dialog.setAttribute("aria-label", "Enlarged figure; Escape closes it");
+  dialog.addEventListener("click", () => dialog.close());
+  document.body.append(dialog);
+  for (const picture of document.querySelectorAll("main figure img")) {
+    if (picture.closest("a, .simulator")) continue;
+    const button = document.createElement("button");
+    button.className = "enlarge";
+    button.title = "Enlarge";
+    picture.before(button);
+    button.append(picture);
+    button.addEventListener("click", () => {
+      const large = picture.cloneNode();
+      large.removeAttribute("style");
+      dialog.replaceChildren(large);
+      dialog.showModal();
+    });
+  }
+});
