@@ -5,7 +5,7 @@ bin = .venv/bin
 pytest = $(bin)/python -m pytest -q
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test check lint bench clean
+.PHONY: help setup book lab test check lint bench clean
 
 help: ## show this list
 	@echo "make TARGET [PROFILE=smoke|classroom]"
@@ -16,6 +16,10 @@ setup: ## make or repair the environment in .venv (quick when nothing changed)
 
 book: setup ## execute every chapter that is out of date, render the book, print the page to open
 	@$(bin)/periodic book --profile $(PROFILE)
+
+lab: setup ## open the chapters in JupyterLab (installs it the first time)
+	@$(bin)/python -m pip install --quiet --constraint requirements.lock --editable ".[lab]"
+	@$(bin)/jupyter lab book
 
 test: export OMP_NUM_THREADS = 1 # a process a core, a thread a process
 test: setup ## run all tests, then execute every chapter at smoke scale and again by nbval

@@ -104,10 +104,17 @@ def _add_run(commands: argparse._SubParsersAction) -> None:
 
 def _add_book(commands: argparse._SubParsersAction) -> None:
     book = commands.add_parser("book", help="execute what is out of date and render the book")
-    book.add_argument("chapters", nargs="*", help="execute only these chapters, and render nothing")
+    book.add_argument(
+        "chapters",
+        nargs="*",
+        help="execute only these chapters, and render nothing: 05_jumps, or 05",
+    )
     book.add_argument("--profile", default="classroom", help="smoke or classroom (default)")
     book.add_argument("--force", action="store_true", help="execute even what is up to date")
     book.add_argument("--no-render", action="store_true", help="execute, but build no pages")
+    book.add_argument(
+        "--dry-run", action="store_true", help="say what would be executed and trained, and stop"
+    )
     book.add_argument(
         "--strict",
         action="store_true",
@@ -207,9 +214,13 @@ def listing() -> str:
 def _book(options: argparse.Namespace) -> int:
     from periodic_lib import book, execution, notebooks
 
+    names = options.chapters or None
+    if options.dry_run:
+        print(*execution.preview(names, options.profile, options.force), sep="\n")
+        return 0
     try:
-        if options.chapters or options.no_render:
-            execution.execute(options.chapters or None, options.profile, options.force)
+        if names or options.no_render:
+            execution.execute(names, options.profile, options.force)
             return 0
         if options.force:
             execution.execute(None, options.profile, force=True)

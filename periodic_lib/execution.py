@@ -44,12 +44,10 @@ def execute(
 
     Raises
     ------
-    ConfigError : for an unknown chapter.
+    ConfigError : for an unknown chapter (`chosen`).
     ChapterError : if a chapter fails; the others are executed all the same, and are kept.
     """
-    known = chapters()
-    names = known if names is None else list(names)
-    known_names("chapter", names, tuple(known))
+    names = chosen(names)
     current = [name for name in names if not force and is_current(name, profile)]
     for name in current:
         print_message(f"{name}: up to date")
@@ -58,6 +56,39 @@ def execute(
     if failed:
         raise ChapterError("\n".join(failed))
     return sorted(ran)
+
+
+def chosen(names: Iterable[str] | None) -> list[str]:
+    """Return the chapters that are meant: all, or those with these names; "05" names 05_jumps.
+
+    Raises
+    ------
+    ConfigError : for a name that no chapter, or more than one, begins with.
+    """
+    known = chapters()
+    if names is None:
+        return known
+    found = []
+    for name in names:
+        begins = [one for one in known if one == name or one.startswith(f"{name}_")]
+        known_names("chapter", [begins[0] if len(begins) == 1 else name], tuple(known))
+        found += begins
+    return found
+
+
+def preview(names: Iterable[str] | None, profile: str, force: bool = False) -> list[str]:
+    """Return a line per chapter: up to date, or what its execution would train, and how long."""
+    return [f"{name}: {_preview(name, profile, force)}" for name in chosen(names)]
+
+
+def _preview(name: str, profile: str, force: bool) -> str:
+    if not force and is_current(name, profile):
+        return "up to date"
+    todo = [
+        plan for plan in _experiments_of(name, profile) if experiments.state(plan)[0] != "ready"
+    ]
+    trains = ", ".join(f"{plan.name} ({60 * (plan.minutes or 0):.0f} s)" for plan in todo)
+    return f"would be executed; trains {trains or 'nothing: all results are there'}"
 
 
 def _execute_all(waiting: list[str], profile: str) -> tuple[list[str], list[str]]:

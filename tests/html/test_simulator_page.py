@@ -1,14 +1,11 @@
 """The live simulator on the rendered page: run after `make book`, in headless Chromium where there is one."""
 
-import shutil
-import subprocess
-
+import browser
 import pytest
-from bs4 import BeautifulSoup
-from test_book import CONTENT, HTML, soup
+from browser import needs_chromium
+from test_book import CONTENT, soup
 
 PAGES = [page for page in CONTENT if soup(page).select(".simulator")]
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 REGIMES = {"converges": "convergence", "periodic": "periodic", "equilibrium": "equilibrium"}
 SLIDERS = ["learning rate", "head gain", "margin", "flipped labels", "batch size", "epsilon", "steps per frame"]
 
@@ -16,20 +13,12 @@ SLIDERS = ["learning rate", "head gain", "margin", "flipped labels", "batch size
 FRAMES = "window.requestAnimationFrame = (draw) => setTimeout(() => draw(performance.now()), 16);"
 
 pytestmark = pytest.mark.skipif(not PAGES, reason="no page with the simulator is built: make book")
-needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="needs Chromium")
 
 
 def opened(page, folder, act=""):
     """Return the page after 8 seconds in a browser, of which `act` is run at the start, and the browser's log."""
-    text = page.read_text(encoding="utf-8")
-    head = f'<head><base href="{HTML.as_uri()}/"><script>{FRAMES}</script>'
-    copy = folder / page.name
-    copy.write_text(text.replace("<head>", head, 1).replace("</body>", f"<script>{act}</script></body>"), "utf-8")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    options += ["--enable-logging=stderr", f"--user-data-dir={folder / 'profile'}", "--window-size=1280,20000"]
-    command = [CHROMIUM, *options, "--virtual-time-budget=8000", "--dump-dom", copy.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    return BeautifulSoup(done.stdout, "html.parser").select_one(".simulator"), done.stderr
+    document, log = browser.opened(page, folder, f"<script>{FRAMES}</script>", act)
+    return document.select_one(".simulator"), log
 
 
 def press(label):

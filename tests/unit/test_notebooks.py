@@ -7,6 +7,7 @@ import pytest
 
 from periodic_lib import book as the_book
 from periodic_lib import claims, execution, experiments, notebooks
+from periodic_lib.cli import main
 from periodic_lib.notebooks import ChapterError
 from periodic_lib.project import ConfigError
 
@@ -101,6 +102,19 @@ def test_unknown_chapters_and_parameters_are_refused_before_starting(project):
     chapter(project / "book" / "02_two.ipynb", "1", parameters='profil = "classroom"\noverrides = {}')
     with pytest.raises(ConfigError, match=r"unknown parameter of 02_two\.ipynb 'profile'"):
         execution.execute(["02_two"], "smoke")
+
+
+def test_a_chapter_is_named_by_its_number_too(project):
+    assert execution.chosen(None) == ["01_one", "02_two"]
+    assert execution.chosen(["02", "01_one"]) == ["02_two", "01_one"]
+    with pytest.raises(ConfigError, match="unknown chapter '0'"):
+        execution.chosen(["0"])
+
+
+def test_a_dry_run_says_what_would_be_trained_and_trains_nothing(project, capsys):
+    assert main(["book", "01", "--profile", "smoke", "--dry-run"]) == 0
+    assert capsys.readouterr().out == "01_one: would be executed; trains tiny (0 s)\n"
+    assert not (project / "build").exists()
 
 
 def test_a_chapter_needs_exactly_one_parameters_cell(tmp_path):

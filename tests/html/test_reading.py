@@ -1,0 +1,69 @@
+"""Every rendered page as a reader on a phone without a network meets it: run after `make book`, in headless Chromium."""
+
+import json
+from importlib.resources import files
+
+import pytest
+from browser import needs_chromium, opened
+from test_book import PAGES
+
+WIDTH = 375  # pixels, of a small phone
+
+WATCH = """<script>
+window.failures = [];
+addEventListener("error", (event) => {
+  failures.push(event.message || `${event.target.tagName} ${event.target.src || event.target.href}`);
+}, true);
+for (const name of ["error", "warn"])
+  console[name] = (...words) => failures.push(`console.${name}: ${words.join(" ")}`);
+</script>"""
+
+REPORT = """
+addEventListener("load", () => setTimeout(async () => {
+  const found = await axe.run(document, { resultTypes: ["violations"] });
+  const wide = [...document.querySelectorAll("main *")].filter((element) => {
+    const box = element.getBoundingClientRect();
+    return box.right > innerWidth + 1 && !element.closest("pre, .math, mjx-container, .output, table, .table-wrapper");
+  });
+  const report = {
+    failures,
+    width: document.documentElement.scrollWidth,
+    wide: wide.slice(0, 3).map((element) => element.outerHTML.slice(0, 120)),
+    formulas: document.querySelectorAll(".math").length,
+    rendered: document.querySelectorAll("mjx-container").length,
+    broken: document.querySelectorAll("mjx-merror").length,
+    violations: found.violations.map(({ id, nodes }) => [id, nodes.length, nodes[0].html.slice(0, 160)]),
+  };
+  const place = document.createElement("script");
+  place.type = "application/json";
+  place.id = "report";
+  place.textContent = JSON.stringify(report).replaceAll("<", "\\\\u003c");
+  document.body.append(place);
+}, 3000));
+"""
+
+pytestmark = [pytest.mark.skipif(not PAGES, reason="the book is not built: make book"), needs_chromium]
+
+
+@pytest.fixture(scope="module", params=PAGES, ids=lambda page: page.stem)
+def report(request, tmp_path_factory):
+    axe = files("axe_core_python").joinpath("axe.min.js").read_text(encoding="utf-8")
+    document, _ = opened(request.param, tmp_path_factory.mktemp("page"), WATCH, axe + REPORT, f"{WIDTH},20000")
+    return json.loads(document.select_one("#report").get_text())
+
+
+def test_nothing_fails_and_nothing_is_complained_about(report):
+    assert report["failures"] == []
+
+
+def test_mathematics_is_rendered(report):
+    assert report["rendered"] >= report["formulas"]
+    assert report["broken"] == 0
+
+
+def test_a_phone_need_not_scroll_sideways(report):
+    assert report["width"] <= WIDTH, report["wide"]
+
+
+def test_axe_finds_no_violation(report):
+    assert report["violations"] == []
