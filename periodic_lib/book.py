@@ -13,7 +13,14 @@ from pathlib import Path
 
 from periodic_lib import claims, glossary, scorecard
 from periodic_lib.execution import copy_of, execute
-from periodic_lib.notebooks import ChapterError, build_folder, chapters, error_outputs, read
+from periodic_lib.notebooks import (
+    ChapterError,
+    build_folder,
+    chapters,
+    error_outputs,
+    read,
+    source,
+)
 from periodic_lib.project import print_message, root, write_whole
 
 MARKUP = re.compile(r"([\\`*_$<\[\]{}])")  # what MyST would read as more than a character
@@ -110,21 +117,47 @@ def rendered(notebook: dict) -> bytes:
     if errors:
         raise ChapterError(f"an executed chapter has errors in its outputs: {errors}")
     for cell in notebook["cells"]:
-        outputs = [out for out in cell.get("outputs", []) if out.get("name") != "stderr"]
-        if cell["cell_type"] == "code":
-            cell["outputs"] = outputs
-        for output in outputs:
-            alt = output.get("metadata", {}).get("image/png", {}).get("alt")
-            if alt:
-                shown = {"image": {"alt": alt}, "figure": {"caption": MARKUP.sub(r"\\\1", alt)}}
-                cell["metadata"].setdefault("mystnb", {}).update(shown)
-        tags = cell["metadata"].get("tags", [])
-        if "injected-parameters" in tags:
-            cell["metadata"]["tags"] = [*tags, "remove-cell"]
         cell["metadata"].pop("papermill", None)
         cell["metadata"].pop("execution", None)
+        if cell["cell_type"] == "code":
+            cell["outputs"] = [o for o in cell.get("outputs", []) if o.get("name") != "stderr"]
+            _present(cell)
     notebook["metadata"].pop("papermill", None)
     return json.dumps(notebook, indent=1).encode()
+
+
+def _present(cell: dict) -> None:
+    """Set how the book shows a code cell: caption and number of its figure, name of its code."""
+    tags, look = cell["metadata"].get("tags", []), cell["metadata"].setdefault("mystnb", {})
+    alts = [out.get("metadata", {}).get("image/png", {}).get("alt") for out in cell["outputs"]]
+    for alt in filter(None, alts):
+        caption = MARKUP.sub(r"\\\1", alt)
+        look.update({"image": {"alt": alt}, "figure": {"caption": caption}})
+    folded = folded_name(cell)
+    if "injected-parameters" in tags:
+        cell["metadata"]["tags"] = [*tags, "remove-cell"]
+    elif folded:
+        look.update({"code_prompt_show": folded, "code_prompt_hide": folded})
+    elif "hide-input" in tags:
+        cell["metadata"]["tags"] = ["remove-input" if t == "hide-input" else t for t in tags]
+
+
+def folded_name(cell: dict) -> str:
+    """Return what a bar over a cell's folded code says; nothing if the cell shows nothing.
+
+    >>> folded_name({"metadata": {"tags": ["solution"]}, "source": "print(1)", "outputs": []})
+    'Solution'
+    """
+    shown = "".join(json.dumps(output.get("data", {})) for output in cell["outputs"])
+    names = {
+        "Solution": "solution" in cell["metadata"].get("tags", []),
+        "Code of the figure": '"image/png"' in shown,
+        "Code of the check": 'class=\\"claim' in shown,
+        "Code of the table": '"text/html"' in shown,
+        "Code of the output": bool(cell["outputs"]),
+        "Packages and data": "\nimport " in f"\n{source(cell)}",
+    }
+    return next((name for name, true in names.items() if true), "")
 
 
 def _mathjax() -> bytes:

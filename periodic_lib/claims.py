@@ -150,7 +150,7 @@ class Checked:
         return f"{self.claim}: {self.verdict} ({self.true} of {self.of}). {self.measured}"
 
     def _repr_html_(self) -> str:
-        """Return a card: the claim, its verdict and the interval of its share, what was measured."""
+        """Return a card: the claim, its verdict with the interval of its share, the numbers."""
         texts = {"claim": self.claim, "verdict": self.verdict, "measured": self.measured}
         texts["statement"] = " ".join(declared()[self.claim]["statement"].split())
         texts["share"] = _share(self.true, self.of)

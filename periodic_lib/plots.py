@@ -38,8 +38,11 @@ REGIME_COLORS = {  # in the order in which a larger learning rate or weight deca
 
 
 def use_style() -> None:
-    """Set the book's figure style: white, as wide as a page, safe for colour-blind readers."""
-    sns.set_theme(context="notebook", style="ticks", palette="colorblind", font_scale=0.85)
+    """Set the book's figure style: white, as wide as a page, safe for colour-blind readers.
+
+    The smallest text of a figure 9 inches wide is 12 pixels high where the page is 688 wide.
+    """
+    sns.set_theme(context="notebook", style="ticks", palette="colorblind", font_scale=1.04)
     white = {"figure.facecolor": "white", "savefig.facecolor": "white"}
     plt.rcParams.update(white | {"figure.dpi": 100})
 

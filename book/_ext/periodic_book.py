@@ -15,6 +15,7 @@ They read the records that the chapters wrote when they were executed ($PERIODIC
 published is a warning, and so fails the build.
 """
 
+import re
 from pathlib import Path
 from typing import ClassVar
 
@@ -230,9 +231,28 @@ def without_thebe(app, pagename, templatename, context, doctree):
     ]
 
 
+def follow_the_reader(app, pagename, templatename, context, doctree):
+    """Start light or dark as the reader's system is; without this the theme logs that it has no mode."""
+    context["default_mode"] = "auto"
+
+
+FONT_IN_ADVANCE = re.compile(r'<link rel="preload" as="font"[^>]*>\n?')
+
+
+def without_fonts_in_advance(app, error):
+    """Drop the theme's orders to load fonts in advance: a browser refuses them for a page opened from a folder."""
+    for page in Path(app.outdir).glob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        kept = FONT_IN_ADVANCE.sub("", text)
+        if kept != text:
+            page.write_text(kept, encoding="utf-8")
+
+
 def setup(app):
     """Register the role and the directives."""
     app.connect("html-page-context", without_thebe, priority=999)
+    app.connect("html-page-context", follow_the_reader, priority=999)
+    app.connect("build-finished", without_fonts_in_advance)
     app.add_role("result", ResultRole())
     app.add_role("count", CountRole())
     app.add_directive("chapter-figure", ChapterFigure)

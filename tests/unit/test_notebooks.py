@@ -135,7 +135,8 @@ def test_rendering_moves_text_alternatives_and_drops_noise():
     injected = cell("profile = 'smoke'", "injected-parameters")
     executed = {"cells": [cell("x") | {"outputs": [picture, noise]}, injected], "metadata": {"papermill": {}}}
     shown = json.loads(the_book.rendered(executed))
-    assert shown["cells"][0]["metadata"]["mystnb"]["image"]["alt"] == "A line."
+    look = shown["cells"][0]["metadata"]["mystnb"]
+    assert (look["image"]["alt"], look["figure"]["caption"]) == ("A line.", "A line.")
     assert len(shown["cells"][0]["outputs"]) == 1
     assert "remove-cell" in shown["cells"][1]["metadata"]["tags"]
     assert "papermill" not in shown["metadata"]
@@ -198,6 +199,49 @@ def book(project):
     (project / "book" / "intro.md").write_text("# Book\n\nThe loss is {result}`01_one.last:.3f`, $x^2$.\n")
     (project / "book" / "changelog.md").write_text("# What changed\n\nNothing.\n")
     return project
+
+
+def output(**data):
+    return [{"output_type": "display_data", "data": data, "metadata": {}}]
+
+
+@pytest.mark.parametrize(
+    ("tag", "text", "outputs", "name"),
+    [
+        (
+            "hide-input",
+            "chapter.show(figure)",
+            output(**{"image/png": "", "text/plain": "A line."}),
+            "Code of the figure",
+        ),
+        ("hide-input", "check()", output(**{"text/html": '<div class="claim verdict-holds">'}), "Code of the check"),
+        ("hide-input", "chapter.tabulate(x)", output(**{"text/html": "<table>"}), "Code of the table"),
+        ("hide-input", "print(1)", [{"output_type": "stream", "name": "stdout", "text": "1"}], "Code of the output"),
+        ("hide-input", "from x import y\n\nimport z", [], "Packages and data"),
+        ("hide-cell", "print(1)", output(**{"text/html": "<table>"}), "Code of the table"),
+    ],
+)
+def test_folded_code_says_what_it_is(tag, text, outputs, name):
+    shown = the_book.rendered({"cells": [cell(text, tag) | {"outputs": outputs}], "metadata": {}})
+    metadata = json.loads(shown)["cells"][0]["metadata"]
+    assert metadata["mystnb"]["code_prompt_show"] == name
+    assert metadata["tags"] == [tag]
+
+
+def test_code_that_shows_nothing_leaves_no_bar():
+    hidden = cell("chapter.publish(a=1)", "hide-input") | {"outputs": []}
+    shown = the_book.rendered({"cells": [hidden], "metadata": {}})
+    assert json.loads(shown)["cells"][0]["metadata"]["tags"] == ["remove-input"]
+
+
+def test_markup_in_a_caption_is_only_text():
+    picture = {
+        "output_type": "display_data",
+        "data": {"image/png": ""},
+        "metadata": {"image/png": {"alt": "a_b * <c>"}},
+    }
+    shown = the_book.rendered({"cells": [cell("x") | {"outputs": [picture]}], "metadata": {}})
+    assert json.loads(shown)["cells"][0]["metadata"]["mystnb"]["figure"]["caption"] == r"a\_b \* \<c>"
 
 
 def test_a_book_is_built_with_its_numbers_and_again_only_where_it_changed(book):
