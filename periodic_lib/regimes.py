@@ -160,9 +160,7 @@ def _along_runs(values: Sequence, results: xr.Dataset, name: str) -> xr.DataArra
 def summarize(results: xr.Dataset) -> pd.DataFrame:
     """Return the run table: one row per run, its parameters and what became of it.
 
-    Returns
-    -------
-    table with index `run` and the columns
+    Its index is `run`; its columns are
 
     - `lr`, `weight_decay`, `init_seed`, and other parameters in which the runs differ;
     - `lr_wd`, learning rate times weight decay;

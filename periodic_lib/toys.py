@@ -127,9 +127,10 @@ class SphereToy:
 
     loss_i(w) = ln(1 + exp(-gamma <x_i, w> / sqrt(|w|^2 + eps))), with the label's sign inside x_i;
     SGD on `batch` points drawn with replacement (all of them if `batch` = `points`) with coupled
-    weight decay: w' = (1 - eta lambda) w - eta grad.
+    weight decay: w' = (1 - eta lambda) w - eta grad. Each parameter is a number, or an array with
+    one entry per run.
 
-    Parameters (each a number, or an array with one entry per run)
+    Parameters
     ----------
     lr_wd : learning rate times weight decay.
     gain : gamma, the gain of the head.

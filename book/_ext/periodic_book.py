@@ -236,6 +236,24 @@ def follow_the_reader(app, pagename, templatename, context, doctree):
     context["default_mode"] = "auto"
 
 
+CODE = re.compile(r"(?<!`)`([^`]+)`(?!`)([\w(]?)")
+LITERAL = re.compile(r"(``[^`]+``|>>>.*)")
+
+
+def in_rst(app, what, name, object_, options, lines):
+    """Let a docstring, which is written for readers of the source, say the same in reStructuredText.
+
+    `code` becomes code, and |x| and * are no markup.
+    """
+    text = CODE.sub(
+        lambda m: f"``{m[1]}``" + (f"\\ {m[2]}" if m[2] else ""),
+        "\n".join(lines),
+    )
+    parts = LITERAL.split(text)
+    parts[::2] = [re.sub(r"([|*])", r"\\\1", part) for part in parts[::2]]
+    lines[:] = "".join(parts).split("\n")
+
+
 FONT_IN_ADVANCE = re.compile(r'<link rel="preload" as="font"[^>]*>\n?')
 
 
@@ -250,8 +268,13 @@ def without_fonts_in_advance(app, error):
 
 def setup(app):
     """Register the role and the directives."""
+    app.setup_extension("sphinx.ext.autodoc")
+    app.setup_extension("sphinx.ext.napoleon")
     app.connect("html-page-context", without_thebe, priority=999)
     app.connect("html-page-context", follow_the_reader, priority=999)
+    app.connect(
+        "autodoc-process-docstring", in_rst, priority=800
+    )  # after napoleon
     app.connect("build-finished", without_fonts_in_advance)
     app.add_role("result", ResultRole())
     app.add_role("count", CountRole())
