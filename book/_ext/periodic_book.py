@@ -254,16 +254,26 @@ def in_rst(app, what, name, object_, options, lines):
     lines[:] = "".join(parts).split("\n")
 
 
-FONT_IN_ADVANCE = re.compile(r'<link rel="preload" as="font"[^>]*>\n?')
+MENDED = {
+    # fonts loaded in advance, which a browser refuses to a page opened from a folder
+    re.compile(r'<link rel="preload" as="font"[^>]*>\n?'): "",
+    # roles that no longer exist
+    re.compile(r' role="(doc-biblioentry|doc-backlink|list(?=" class="citation-list))"'): "",
+    # the search page's own field, beside the one that the theme has on every page
+    re.compile(
+        r'(id="search-input".*)id="search-input"', re.S
+    ): r'\1id="search-page-input"',
+}
 
 
-def without_fonts_in_advance(app, error):
-    """Drop the theme's orders to load fonts in advance: a browser refuses them for a page opened from a folder."""
+def mend_pages(app, error):
+    """Change in the written pages what the theme offers no setting for."""
     for page in Path(app.outdir).glob("*.html"):
-        text = page.read_text(encoding="utf-8")
-        kept = FONT_IN_ADVANCE.sub("", text)
-        if kept != text:
-            page.write_text(kept, encoding="utf-8")
+        text = mended = page.read_text(encoding="utf-8")
+        for pattern, instead in MENDED.items():
+            mended = pattern.sub(instead, mended)
+        if mended != text:
+            page.write_text(mended, encoding="utf-8")
 
 
 def setup(app):
@@ -275,7 +285,7 @@ def setup(app):
     app.connect(
         "autodoc-process-docstring", in_rst, priority=800
     )  # after napoleon
-    app.connect("build-finished", without_fonts_in_advance)
+    app.connect("build-finished", mend_pages)
     app.add_role("result", ResultRole())
     app.add_role("count", CountRole())
     app.add_directive("chapter-figure", ChapterFigure)

@@ -19,4 +19,7 @@ document.addEventListener("DOMContentLoaded", () => {
       dialog.showModal();
     });
   }
+  // What scrolls sideways can be scrolled by the keyboard, too.
+  for (const box of document.querySelectorAll("main .output, main .pst-scrollable-table-container, main .math, main pre"))
+    if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
 });
