@@ -257,3 +257,97 @@ def sharpness_along(at: Place, direction: torch.Tensor, length: float) -> float:
     """Return ln of the sharpness at `length` along a direction over that at the place."""
     moved = at.point + length * direction / direction.norm()
     return float(np.log(place(at.loss, moved).sharpness / at.sharpness))
+
+
+# ---------------------------------------------------------------- tables over kept networks
+
+
+def product_at(results: xr.Dataset, run: int, at: Place, step: int) -> float:
+    """Return Phi h / 2 of a kept network: its step on the sphere over the edge.
+
+    Phi = `theory.sphere_step`, 2 / h = `theory.edge_elr`.
+    """
+    one = results.sel(run=run)
+    norm = float(one.weight_norm.sel(step=step, method="nearest"))
+    phi = theory.sphere_step(float(one.lr), float(one.weight_decay), norm)
+    return float(phi / theory.edge_elr(at.sharpness))
+
+
+def products(results: xr.Dataset, run: int, low: float, high: float) -> pd.Series:
+    """Return Phi h / 2 of a run by step, at every network kept from step `low` to `high`."""
+    steps = results.snapshot_step.sel(snapshot_step=slice(low, high)).values.tolist()
+    values = [product_at(results, run, kept_place(results, run, step), step) for step in steps]
+    return pd.Series(values, index=pd.Index(steps, name="step"), name="product")
+
+
+def before_breaks(results: xr.Dataset, before: int) -> list[tuple[int, int]]:
+    """Return (run, step) of the network kept last, `before` steps ahead of each first break."""
+    first = find_destabilizations(results).groupby("run").start.first() - before
+    kept = results.snapshot_step
+    found = {run: kept[kept <= step].values for run, step in first.items()}
+    return [(int(run), int(steps[-1])) for run, steps in found.items() if len(steps)]
+
+
+def late_places(results: xr.Dataset, number: int) -> list[tuple[int, int]]:
+    """Return (run, step) of `number` networks of every run with weight decay, evenly spread over
+    those kept in the second half.
+    """
+    steps, half = results.snapshot_step.values, float(results.step[results.sizes["step"] // 2])
+    steps = steps[(steps >= half) & (steps < results.sizes["step"])]
+    chosen = steps[np.unique(np.linspace(0, len(steps) - 1, number).astype(int))]
+    decays = results.run.values[results.weight_decay.values > 0]
+    return [(int(run), int(step)) for run in decays for step in chosen]
+
+
+def shapes(
+    results: xr.Dataset, places: list[tuple[int, int]], reach: float, aim: float, seed: int = 0
+) -> pd.DataFrame:
+    """Return the shape of the loss at kept networks, one row for each (run, step) of `places`.
+
+    Parameters
+    ----------
+    reach : of the scans, in flips at rest, sqrt(lr_wd / 2); see `shape`.
+    aim : the fall of ln h that a move against the flips' mean gradient should bring.
+
+    Returns
+    -------
+    table with `run`, `init_seed`, `step`; `product`, Phi h / 2; `ratio`, b / h, and `effective`,
+    the same with the asymmetry in it; `constant`, `theory.edge_constant` of the latter;
+    `sideways`, b / h along a random direction; `brake`; `fell`, by how much ln h falls on that
+    move, and `null`, on one as far in a random direction; `reach`, in radians.
+    """
+    import torch
+
+    rows, generator = [], torch.Generator().manual_seed(seed)
+    for run, step in places:
+        one = results.sel(run=run)
+        flip = float(np.sqrt(one.lr * one.weight_decay / 2))
+        at = kept_place(results, run, step)
+        found, width = shape(at, reach * flip)
+        slope = 8 * flip_drift(at, width / 2) / width**2  # the gradient of the sharpness
+        length = aim * at.sharpness / float(slope.norm())
+        noise = torch.randn(slope.shape, generator=generator)
+        rows.append(
+            {
+                "run": run,
+                "init_seed": int(one.init_seed),
+                "step": step,
+                "product": product_at(results, run, at, step),
+                "ratio": found.quartic / found.sharpness,
+                "effective": found.effective_quartic / found.sharpness,
+                "constant": found.edge_constant,
+                "sideways": sideways(at, noise, reach * flip),
+                "brake": brake(at, width / 2),
+                "fell": -sharpness_along(at, -slope, length),
+                "null": -sharpness_along(at, noise, length),
+                "reach": width,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def sideways(at: Place, direction: torch.Tensor, reach: float) -> float:
+    """Return b / h of the loss along another direction (n,): nan where it has no minimum there."""
+    u = direction - (at.point @ direction) * at.point
+    found, _ = shape(Place(at.loss, at.point, u / u.norm(), at.sharpness), reach)
+    return found.quartic / found.sharpness if found.sharpness > 0 else float("nan")
