@@ -44,10 +44,10 @@ def guard_table(results: xr.Dataset, from_share: float = 0.6) -> pd.DataFrame:
     -------
     table with the run's `run`, `seed`, `clip_norm` and `skip_above` (nan: none); `breaks` and
     `late_breaks` (of the second half); `elr_break` and `peak_loss`, medians of its breaks (nan
-    without any); and of the second half `norm`, `loss` and `turn` (medians; of the turn the root
-    mean square), `worst` (the largest loss), `clipped` (the share of steps whose gradient is longer
-    than the limit), and `grown`, the rate's median over the last tenth of the record over that of
-    the tenth before `from_share`.
+    without any); of the second half `norm`, `loss` and `turn` (medians; of the turn the root mean
+    square), `worst` (the largest loss), and `clipped` (the share of steps whose gradient is longer
+    than the limit); of the last tenth `norm_end`, its median, and `grown`, the median rate over
+    that of the tenth before `from_share`.
     """
     breaks, second = find_destabilizations(results), late(results)
     steps = results.sizes["step"]
@@ -66,6 +66,9 @@ def guard_table(results: xr.Dataset, from_share: float = 0.6) -> pd.DataFrame:
             "turn": np.sqrt((second.angular_update**2).mean("step")).values,
             "worst": second.train_loss.max("step").values,
             "clipped": (second.grad_norm > results.clip_norm).mean("step").values,
+            "norm_end": results.weight_norm.isel(step=slice(round(0.9 * steps), None))
+            .median("step")
+            .values,
             "grown": (last / middle).values,
         }
     )
