@@ -110,3 +110,36 @@ def area_under_curve(happened: Iterable[bool], scores: np.ndarray | Iterable[flo
     ranks = rankdata(np.asarray(scores, float), axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
         return (ranks[happened].sum(0) - yes * (yes + 1) / 2) / (yes * no)
+
+
+def resolvable(differences: Iterable[float], level: float = 0.95, power: float = 0.8) -> float:
+    """Return the smallest true mean difference that such a sample would show.
+
+    (t_{(1 + level) / 2} + t_power) s / √n, Student's t with n - 1 degrees of freedom: with the
+    chance `power` the interval of the mean at this `level` would not contain zero. nan for fewer
+    than two values. To plan runs, pass the differences of a pilot; for n others, multiply by
+    √(pilot's n / n).
+
+    >>> round(resolvable([-1, 0, 1, 0, -1, 1]), 2)
+    1.27
+    """
+    from scipy import stats
+
+    found = np.array(list(differences), float)
+    if found.size < 2:
+        return float("nan")
+    quantiles = stats.t.ppf([(1 + level) / 2, power], found.size - 1)
+    return float(stats.sem(found) * quantiles.sum())
+
+
+def disagreement_error(disagreement: float, examples: int) -> float:
+    """Return the standard error of the difference of two networks' test errors, on one test set.
+
+    √(d / N) for a disagreement d on N examples, where the true difference is small: each example on
+    which they differ counts plus or minus one (the variance of McNemar's test; an upper bound, for
+    both may be wrong in different ways).
+
+    >>> disagreement_error(0.04, 1600)
+    0.005
+    """
+    return float(np.sqrt(disagreement / examples))

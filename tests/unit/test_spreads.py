@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from periodic_lib.spreads import interval, regular_by_chance, spread, variation
+from periodic_lib.spreads import (
+    disagreement_error,
+    interval,
+    regular_by_chance,
+    resolvable,
+    spread,
+    variation,
+)
 
 
 def test_a_spread_is_median_lowest_and_highest():
@@ -42,3 +49,23 @@ def test_groups_lose_their_means_in_the_null_too():
     groups = np.random.default_rng(1).exponential(size=(200, 3))
     each = [regular_by_chance(*groups[i : i + 2], draws=300) for i in range(0, 200, 2)]
     assert np.mean(each) == pytest.approx(0.5, abs=0.1)  # a p under its own null is uniform
+
+
+@pytest.mark.parametrize("n", [5, 10, 40])
+def test_a_difference_at_the_resolution_is_seen_four_times_in_five(n):
+    rng = np.random.default_rng(n)
+    noise = rng.normal(0, 2, (2000, n))
+    shift = np.mean([resolvable(row) for row in noise[:500]])
+    seen = np.mean([interval(row + shift)[1] > 0 for row in noise])
+    assert seen == pytest.approx(0.8, abs=0.06)  # the t quantiles approximate the noncentral t
+
+
+def test_the_resolution_of_one_value_is_unknown():
+    assert np.isnan(resolvable([1.0]))
+
+
+def test_the_error_of_a_difference_on_one_test_set():
+    rng = np.random.default_rng(0)
+    either = rng.random((4000, 500)) < 0.1  # they disagree there; each is right on half of these
+    sign = rng.choice([-1, 1], either.shape)
+    assert (either * sign).mean(axis=1).std() == pytest.approx(disagreement_error(0.1, 500), rel=0.05)
