@@ -1,0 +1,447 @@
+r"""Which weights of a network are scale-invariant: found by experiment, not by the names of layers.
+
+Definitions
+-----------
+*Scaling symmetry*: powers a of the K trained tensors with f(c^a_1 w_1, ..., c^a_K w_K) = f(w_1,
+..., w_K) for every c > 0. The powers of all symmetries are the null space of the Jacobian of the
+outputs by the logarithms of the tensors' scales, J_ik = <dz_i/dw_k, w_k>, at any weights and
+inputs. Rows of J are random projections of the outputs, a pass backward each.
+
+*Group*: tensors that are scale-invariant together, a_k >= 0, the smallest set that is. Groups share
+no tensor, so all can be scaled at once. Where a symmetry has more than one such form, the one of
+the fewest tensors counts, of these the largest, of these the last used.
+
+*Rescaling*: a symmetry with powers of both signs: what one tensor takes up, another gives back.
+Weight decay gains nothing by it.
+
+*Dead*: tensors without a gradient, such as a bias before batch normalization.
+
+Source: Li and Arora 2020 (arXiv 1910.07454) for <dL/dw, w> = 0, and Kunin et al. 2021 (arXiv
+2012.04728) for rescalings.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from periodic_lib.checks import number
+from periodic_lib.powers import null_basis, powers_of_groups
+from periodic_lib.probes import NotRunError, Probe
+from periodic_lib.project import ConfigError
+
+LIMITS = {  # precision -> what counts as 0: cosine or singular value, output change, |g| |w|
+    torch.float64: (1e-8, 1e-6, 1e-10),
+    torch.float32: (1e-4, 1e-3, 1e-5),
+}
+NEARLY = 1e-4  # cosine or singular value of an approximate symmetry, and
+NEARLY_CHANGE = 0.01  # the output change when its weights are doubled
+FAILS = 0.01  # relative output change from which an epsilon has broken an invariance
+FEW = 6  # projections for tensors on their own
+MORE = 8  # projections beyond the number of unknown tensors
+WEIGHTS = 3  # perturbed weights at least
+ROWS = 1.5  # outputs per tensor
+ENOUGH = 0.7  # of the time left, for the rows: checks need the rest
+NOT_SEEN = 1e-12  # output change, per 1 / c^2, that is rounding
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tensors that are scale-invariant together.
+
+    `powers`: a_k, all 1 but in rare networks; `share`: of the trained weights; `norm`: of all its
+    weights together, as the model has them; `error`: relative change of the outputs when the
+    weights are doubled; `fails_below`: the norm below which the model's own epsilons change the
+    outputs by 1 %, None if not measured.
+    """
+
+    names: tuple[str, ...]
+    powers: tuple[float, ...]
+    parameters: int
+    share: float
+    norm: float
+    error: float
+    fails_below: float | None = None
+
+    def __str__(self) -> str:
+        """Return the names, and how small the norm may become."""
+        limit = self.fails_below
+        text = f"{_listed(self.names)} ({100 * self.share:.3g} % of the weights, norm "
+        text += f"{self.norm:.3g}"
+        return text + (f", fails below {limit:.2g})" if limit is not None else ")")
+
+
+@dataclass(frozen=True)
+class Rescaling:
+    """Tensors that can take up a factor and those that give it back, with their powers."""
+
+    up: dict[str, float]
+    down: dict[str, float]
+
+    def __str__(self) -> str:
+        """Return the names on either side."""
+        return f"{_listed(self.up)} against {_listed(self.down)}"
+
+
+@dataclass(frozen=True)
+class Symmetries:
+    """The scaling symmetries of a model, see `find_groups`.
+
+    `tied`: the names of each tensor that has more than one; `untested`: what was not looked for,
+    and why, empty if everything was; `gap`: the largest singular value that counted as 0 and the
+    smallest that did not.
+    """
+
+    groups: tuple[Group, ...]
+    dead: tuple[str, ...]
+    rescalings: tuple[Rescaling, ...]
+    approximate: tuple[Group, ...]
+    tied: tuple[tuple[str, ...], ...]
+    tensors: int
+    frozen: int
+    parameters: int
+    precision: str
+    seconds: float
+    untested: str = ""
+    gap: tuple[float, float] = field(default=(0.0, 0.0))
+
+    @property
+    def names(self) -> list[list[str]]:
+        """The names of the tensors of every group."""
+        return [list(group.names) for group in self.groups]
+
+    @property
+    def share(self) -> float:
+        """The share of the trained weights that is in a group."""
+        return sum(group.parameters for group in self.groups) / self.parameters
+
+    @property
+    def error(self) -> float:
+        """The largest relative output change of a group when its weights are doubled."""
+        return max((group.error for group in self.groups), default=0.0)
+
+    def report(self, most: int = 8) -> str:
+        """Return what was found in a few lines; groups and rescalings up to `most` each."""
+        return "\n".join(_report(self, most))
+
+    def __str__(self) -> str:
+        """Return the report."""
+        return self.report()
+
+
+def _listed(names, most: int = 4) -> str:
+    """Return the first names, and how many more there are.
+
+    >>> _listed("abcde"), _listed("ab")
+    ('a, b, c, d and 1 more', 'a, b')
+    """
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _report(found: Symmetries, most: int) -> Iterator[str]:
+    """Yield the lines of a report."""
+    inside = sum(len(group.names) for group in found.groups)
+    if found.groups:
+        yield (
+            f"{inside} of {found.tensors} tensors in {len(found.groups)} scale-invariant groups: "
+            f"{100 * found.share:.3g} % of {found.parameters:,} weights, verified to "
+            f"{found.error:.1g} in {found.precision} ({found.seconds:.1f} s)."
+        )
+    else:
+        what = "No tensor is scale-invariant on its own" if found.untested else NO_GROUP
+        yield f"{what} ({found.tensors} tensors, {found.seconds:.1f} s)."
+    if found.untested:
+        yield found.untested
+    for group in found.groups[:most]:
+        yield f"  {group}"
+    if len(found.groups) > most:
+        yield f"  and {len(found.groups) - most} more groups"
+    if found.tied:
+        yield "Shared: " + "; ".join(" = ".join(names) for names in found.tied) + "."
+    if found.dead:
+        yield f"Without a gradient: {_listed(found.dead)}."
+    if found.rescalings:
+        texts = "; ".join(str(one) for one in found.rescalings[:most])
+        yield f"Rescalings, not counted ({len(found.rescalings)}): {texts}."
+    for group in found.approximate:
+        yield f"Only nearly invariant, not counted: {group}, error {group.error:.1g}."
+    if found.frozen:
+        yield f"Not trained and left out: {found.frozen} tensors."
+
+
+NO_GROUP = (
+    "No group of tensors is scale-invariant: weight decay cannot raise an effective learning "
+    "rate here, and this mechanism of instabilities does not apply"
+)
+
+
+def find_groups(model: torch.nn.Module, example: object, seconds: float = 60.0) -> Symmetries:
+    r"""Find the groups of tensors of a model that are scale-invariant, alone or together.
+
+    f(c w_G, w_rest) = f(w_G, w_rest) for every c > 0, with normalization as in training, dropout
+    off and epsilons near 0. The model is not touched: a copy in double precision on the CPU is
+    perturbed and differentiated; every group is then doubled to see that the outputs stay.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Any module of floating tensors; those with ``requires_grad`` False are left out.
+    example : tensor, tuple or dict
+        Inputs as the model takes them: one, positional ones, or named ones. A few examples are
+        enough; batch normalization needs at least three.
+    seconds : float
+        Time to spend. If it does not suffice, only tensors that are invariant on their own are
+        looked for, at last in single precision, and the result says so (`untested`).
+
+    Raises
+    ------
+    ConfigError : if the model cannot be copied or run, or its parameters are sharded, quantized,
+        complex or have no values.
+
+    >>> from torch import nn
+    >>> layers = nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3)
+    >>> found = find_groups(nn.Sequential(*layers), torch.randn(16, 5))
+    >>> found.names, found.dead, found.error < 1e-9
+    ([['0.weight']], ('0.bias',), True)
+    """
+    number("seconds", seconds, "a positive number of seconds", 0, float("inf"), low_open=True)
+    clock = _Clock(seconds)
+    measured = _Rows.started(model, example, clock)
+    measured.add(FEW, least=2)
+    alone, dead, unknown = measured.sorted_out()
+    vectors, gap, untested = np.eye(len(dead))[:, alone], (0.0, 0.0), ""
+    nearly = np.empty((len(dead), 0))
+    left = len(unknown) + MORE - measured.count
+    if measured.exact and left * measured.seconds_each < ENOUGH * clock.left:
+        measured.add(max(left, 0))
+        alone, dead, unknown = measured.sorted_out()
+        joint, gap, nearly = measured.null_space(unknown)
+        vectors = np.hstack([np.eye(len(dead))[:, alone], joint])
+    else:
+        untested = measured.what_is_left(left)
+    groups, rescalings = powers_of_groups(vectors, measured.probe.sizes, measured.probe.order)
+    checked = _Check(measured.probe, clock, measured.limits[1])
+    good, approximate = checked.groups(groups, nearly)
+    return checked.result(good, approximate, rescalings, dead, untested, gap)
+
+
+class _Clock:
+    """The time that is left of so many seconds."""
+
+    def __init__(self, seconds: float):
+        self.begin, self.seconds = time.monotonic(), seconds
+
+    @property
+    def spent(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.begin
+
+    @property
+    def left(self) -> float:
+        """Seconds left, negative if there are none."""
+        return self.seconds - self.spent
+
+
+# ---------------------------------------------------------------- the Jacobian and its null space
+
+
+class _Rows:
+    """Rows of the Jacobian by the logarithms of the scales of a probe's tensors."""
+
+    def __init__(self, probe: Probe, outputs: torch.Tensor, clock: _Clock):
+        self.probe, self.outputs, self.clock = probe, outputs, clock
+        self.limits = LIMITS[probe.dtype]
+        self.exact = probe.dtype == torch.float64
+        self.found: list[np.ndarray] = []
+        self.seed = 0
+        self.seconds_each = 0.0
+
+    @classmethod
+    def started(cls, model: torch.nn.Module, example: object, clock: _Clock) -> _Rows:
+        """Return the rows of a probe with the first of them, in single precision if need be.
+
+        Raises
+        ------
+        ConfigError : if the copy runs in neither precision.
+        """
+        try:
+            probe = Probe(model, example)
+            rows = cls(probe, probe.run(), clock)
+            rows.add(1)
+            if rows.seconds_each * FEW < clock.left:
+                return rows
+        except NotRunError as error:
+            first = error
+        else:
+            first = None
+        try:
+            probe = Probe(model, example, torch.float32)
+            return cls(probe, probe.run(), clock)
+        except NotRunError as error:
+            raise first or error from None
+
+    @property
+    def count(self) -> int:
+        """How many rows there are."""
+        return len(self.found)
+
+    def add(self, count: int, least: int | None = None) -> None:
+        """Add so many rows, at weights perturbed anew every few of them; at least `least` of them,
+        more only while there is time.
+
+        The weights change so often that there are 1.5 outputs for a row: symmetries hold at all
+        weights.
+        """
+        most = max(1, min(int(self.outputs.numel() / ROWS), -(-count // WEIGHTS)))
+        begin, done = time.monotonic(), 0
+        while done < count:
+            for row in self.probe.rows(self.outputs, min(most, count - done), self.seed):
+                self.found.append(row)
+                done += 1
+                if least is not None and done >= least and self.clock.left < 0:
+                    return
+            self.seed += 1
+            self.probe.perturb(self.seed)
+            self.outputs = self.probe.run()
+        self.seconds_each = (time.monotonic() - begin) / count
+
+    def sorted_out(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return which tensors are invariant alone, (K,), which are dead, (K,), and the places of
+        the others.
+        """
+        products, bounds = np.moveaxis(np.array(self.found), 1, 0)
+        size = np.sqrt((bounds**2).mean(axis=0))
+        dead = size <= self.limits[2] * size.max()
+        cosine = np.abs(products).max(axis=0) / np.where(dead, 1, size)
+        alone = ~dead & (cosine < self.limits[0])
+        return alone, dead, np.flatnonzero(~dead & ~alone)
+
+    def null_space(self, unknown: np.ndarray) -> tuple[np.ndarray, tuple[float, float], np.ndarray]:
+        """Return a basis of the symmetries of these tensors, (K, d), the gap of the singular
+        values, and a basis of the nearly symmetric directions too.
+        """
+        rows = np.array(self.found)[:, 0][:, unknown]
+        exact, gap = null_basis(rows, self.limits[0])
+        wide, _ = null_basis(rows, NEARLY)
+        placed = np.zeros((2, self.probe.sizes.size, wide.shape[1]))
+        placed[0, unknown, : exact.shape[1]] = exact
+        placed[1, unknown] = wide
+        return placed[0, :, : exact.shape[1]], gap, placed[1]
+
+    def what_is_left(self, rows: int) -> str:
+        """Return what is not tested, as a sentence."""
+        if not self.exact:
+            return "Tested in single precision: each tensor on its own. Not tested: joint groups."
+        needed = self.clock.spent + 2 * rows * self.seconds_each
+        return (
+            "Tested: each tensor on its own. Not tested, for want of time: joint groups; give "
+            f"about `seconds={10 * int(needed / 10 + 1)}`, or a smaller example."
+        )
+
+
+# ---------------------------------------------------------------- checks on the outputs
+
+
+class _Check:
+    """Scales groups of a probe's tensors and sees what the outputs do."""
+
+    def __init__(self, probe: Probe, clock: _Clock, limit: float):
+        self.probe, self.clock, self.limit = probe, clock, limit
+        self.reference = probe.run().detach()
+        self.own = probe.run(tiny=False).detach()
+
+    def error(self, powers: np.ndarray, factor: float = 2.0, tiny: bool = True) -> float:
+        """Return |z(scaled) - z| / |z| of the outputs."""
+        reference = self.reference if tiny else self.own
+        try:
+            changed = self.probe.run(powers, factor, tiny).detach()
+        except ConfigError:
+            return float("inf")
+        return float((changed - reference).norm() / reference.norm())
+
+    def groups(self, powers: np.ndarray, nearly: np.ndarray) -> tuple[list[Group], list[Group]]:
+        """Return the groups of these powers that hold, and those that hold nearly."""
+        together = self.error(powers.sum(axis=0)) if len(powers) else 0.0
+        good, approximate = [], []
+        for one in powers:
+            quick = self.clock.left < 0 and together <= self.limit
+            error = together if quick else self.error(one)
+            if error <= self.limit:
+                good.append(self.group(one, error, None if quick else self.fails_below(one)))
+            elif error <= NEARLY_CHANGE:
+                approximate.append(self.group(one, error, None))
+        known = [set(group.names) for group in [*good, *approximate]]
+        wide = powers_of_groups(nearly, self.probe.sizes, self.probe.order)[0]
+        for one in wide:
+            error = self.error(one)
+            group = self.group(one, error, None)
+            if error <= NEARLY_CHANGE and set(group.names) not in known:
+                approximate.append(group)
+        return good, approximate
+
+    def fails_below(self, powers: np.ndarray) -> float:
+        """Return the norm of a group below which the model's own epsilons change the outputs
+        by 1 %.
+
+        An epsilon adds to a variance, so its effect grows with 1 / c^2; measured at 1/2 and 1/8 of
+        the weights, and again where the law says 1 %. 0 where nothing is seen.
+        """
+        worst = 0.0
+        for factor in (1 / 2, 1 / 8):
+            worst = max(worst, self.error(powers, factor, tiny=False) / (factor**-2 - 1))
+        if worst < NOT_SEEN:
+            return 0.0
+        factor = (worst / FAILS) ** 0.5
+        if factor < 0.5:
+            error = self.error(powers, factor, tiny=False)
+            factor = factor * min(max(error / FAILS, 1e-4), 1e4) ** 0.5
+        return float(factor * self.norm(powers))
+
+    def norm(self, powers: np.ndarray) -> float:
+        """Return the norm of a group's weights as the model has them."""
+        return float(np.linalg.norm(self.probe.norms[powers != 0]))
+
+    def group(self, powers: np.ndarray, error: float, fails_below: float | None) -> Group:
+        """Return a group with its names and sizes."""
+        inside = np.flatnonzero(powers)
+        count = int(self.probe.sizes[inside].sum())
+        return Group(
+            names=tuple(self.probe.names[place][0] for place in inside),
+            powers=tuple(powers[inside].tolist()),
+            parameters=count,
+            share=count / int(self.probe.sizes.sum()),
+            norm=self.norm(powers),
+            error=error,
+            fails_below=fails_below,
+        )
+
+    def result(self, good, approximate, rescalings, dead, untested, gap) -> Symmetries:
+        """Return all that was found."""
+        names = [shared[0] for shared in self.probe.names]
+        return Symmetries(
+            groups=tuple(good),
+            dead=tuple(names[place] for place in np.flatnonzero(dead)),
+            rescalings=tuple(_rescaling(names, powers) for powers in rescalings),
+            approximate=tuple(approximate),
+            tied=tuple(shared for shared in self.probe.names if len(shared) > 1),
+            tensors=len(names),
+            frozen=self.probe.frozen,
+            parameters=int(self.probe.sizes.sum()),
+            precision=str(self.probe.dtype).removeprefix("torch."),
+            seconds=self.clock.spent,
+            untested=untested,
+            gap=gap,
+        )
+
+
+def _rescaling(names: list[str], powers: np.ndarray) -> Rescaling:
+    """Return a rescaling by the names of its tensors."""
+    up = {name: float(power) for name, power in zip(names, powers, strict=True) if power > 0}
+    down = {name: float(power) for name, power in zip(names, powers, strict=True) if power < 0}
+    return Rescaling(up, down)
