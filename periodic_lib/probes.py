@@ -159,11 +159,12 @@ class Probe:
         chance = torch.Generator().manual_seed(seed)
         self.weights = []
         for value in self.start:
-            noise = torch.randn(value.shape, generator=chance, dtype=torch.float64).to(value)
+            noise = torch.randn(value.shape, generator=chance).to(value)
             norm, size = float(value.norm()), value.numel() ** 0.5
             small = norm < SMALL * size
-            moved = value + noise * (0.1 if small else SPREAD * norm / size)
-            self.weights.append(moved if small else moved * norm / float(moved.norm()))
+            moved = noise.mul_(0.1 if small else SPREAD * norm / size).add_(value)
+            self.weights.append(moved if small else moved.mul_(norm / float(moved.norm())))
+        self.scales = np.full(len(self.start), np.nan)  # of what the tensors hold
 
     def run(
         self, powers: np.ndarray | None = None, factor: float = 2.0, tiny: bool = True
@@ -178,10 +179,11 @@ class Probe:
         """
         scales = np.ones(len(self.weights)) if powers is None else factor**powers
         with torch.no_grad():
-            for tensor, weight, scale in zip(self.tensors, self.weights, scales, strict=True):
-                tensor.copy_(weight * float(scale))
+            for place in np.flatnonzero(scales != self.scales):
+                torch.mul(self.weights[place], float(scales[place]), out=self.tensors[place].data)
             for buffer, value in self.buffers:
                 buffer.copy_(value)
+        self.scales = scales
         mode = Precise(self.dtype, tiny, {id(tensor) for tensor in self.tensors})
         try:
             with undisturbed(self.dtype), tiny_epsilons(self.model, tiny):
@@ -200,25 +202,20 @@ class Probe:
         self.order = np.array([places.get(id(tensor), -1) for tensor in self.tensors])
         return outputs
 
-    def rows(self, outputs: torch.Tensor, count: int, seed: int) -> Iterator[np.ndarray]:
-        """Yield, for random projections of the outputs, <g, w> and |g| |w| of all tensors (2, K).
+    def row(self, outputs: torch.Tensor, seed: int) -> np.ndarray:
+        """Return, for a random projection of the outputs, <g, w> and |g| |w| of all tensors (2, K).
 
-        One pass backward each; the first is the derivative by the logarithm of a tensor's scale,
+        One pass backward; the first is the derivative by the logarithm of a tensor's scale,
         relative to the outputs.
         """
         chance = torch.Generator().manual_seed(seed)
-        size = float(outputs.detach().norm())
-        for _ in range(count):
-            direction = torch.randn(outputs.shape, generator=chance, dtype=torch.float64)
-            with undisturbed(self.dtype):
-                found = torch.autograd.grad(
-                    outputs,
-                    self.tensors,
-                    direction.to(outputs) / size,
-                    retain_graph=True,
-                    allow_unused=True,
-                )
-            yield np.array([_products(*pair) for pair in zip(found, self.tensors, strict=True)]).T
+        direction = torch.randn(outputs.shape, generator=chance).to(outputs)
+        with undisturbed(self.dtype):
+            projected = outputs @ (direction / float(outputs.detach().norm()))
+            found = torch.autograd.grad(
+                projected, self.tensors, retain_graph=True, allow_unused=True
+            )
+        return np.array([_products(*pair) for pair in zip(found, self.tensors, strict=True)]).T
 
 
 def _products(gradient: torch.Tensor | None, weight: torch.Tensor) -> tuple[float, float]:
@@ -339,6 +336,8 @@ def _prepare(model: nn.Module) -> None:
             module.dropout = 0.0
         for name in {"sparse", "gradient_checkpointing"} & set(vars(module)):
             setattr(module, name, False)
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+            module.padding_idx = None  # its gradient would not be the derivative
 
 
 # ---------------------------------------------------------------- running

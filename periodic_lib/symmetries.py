@@ -35,8 +35,8 @@ from periodic_lib.probes import NotRunError, Probe
 from periodic_lib.project import ConfigError
 
 LIMITS = {  # precision -> what counts as 0: cosine or singular value, output change, |g| |w|
-    torch.float64: (1e-8, 1e-6, 1e-10),
-    torch.float32: (1e-4, 1e-3, 1e-5),
+    torch.float64: (1e-6, 1e-6, 1e-10),
+    torch.float32: (1e-4, 1e-3, 1e-6),
 }
 NEARLY = 1e-4  # cosine or singular value of an approximate symmetry, and
 NEARLY_CHANGE = 0.01  # the output change when its weights are doubled
@@ -215,19 +215,20 @@ def find_groups(model: torch.nn.Module, example: object, seconds: float = 60.0) 
     measured = _Rows.started(model, example, clock)
     measured.add(FEW, least=2)
     alone, dead, unknown = measured.sorted_out()
-    vectors, gap, untested = np.eye(len(dead))[:, alone], (0.0, 0.0), ""
-    nearly = np.empty((len(dead), 0))
-    left = len(unknown) + MORE - measured.count
-    if measured.exact and left * measured.seconds_each < ENOUGH * clock.left:
-        measured.add(max(left, 0))
+    left = max(0, len(unknown) + MORE - measured.count)
+    untested = measured.what_is_left(left)
+    basis = nearly = np.empty((len(dead), 0))
+    gap = (0.0, 0.0)
+    if not untested:
+        measured.add(left)
         alone, dead, unknown = measured.sorted_out()
-        joint, gap, nearly = measured.null_space(unknown)
-        vectors = np.hstack([np.eye(len(dead))[:, alone], joint])
-    else:
-        untested = measured.what_is_left(left)
-    groups, rescalings = powers_of_groups(vectors, measured.probe.sizes, measured.probe.order)
+        basis, gap, nearly = measured.null_space(unknown)
+    sizes, order = measured.probe.sizes, measured.probe.order
+    joint, rescalings = powers_of_groups(basis, sizes, order)
+    powers = np.vstack([np.eye(len(dead))[alone], joint])
+    powers = powers[np.argsort((powers > 0).argmax(axis=1))]  # in the model's order
     checked = _Check(measured.probe, clock, measured.limits[1])
-    good, approximate = checked.groups(groups, nearly)
+    good, approximate = checked.groups(powers, powers_of_groups(nearly, sizes, order)[0])
     return checked.result(good, approximate, rescalings, dead, untested, gap)
 
 
@@ -259,7 +260,7 @@ class _Rows:
         self.limits = LIMITS[probe.dtype]
         self.exact = probe.dtype == torch.float64
         self.found: list[np.ndarray] = []
-        self.seed = 0
+        self.seed = self.used = 0
         self.seconds_each = 0.0
 
     @classmethod
@@ -299,17 +300,17 @@ class _Rows:
         weights.
         """
         most = max(1, min(int(self.outputs.numel() / ROWS), -(-count // WEIGHTS)))
-        begin, done = time.monotonic(), 0
-        while done < count:
-            for row in self.probe.rows(self.outputs, min(most, count - done), self.seed):
-                self.found.append(row)
-                done += 1
-                if least is not None and done >= least and self.clock.left < 0:
-                    return
-            self.seed += 1
-            self.probe.perturb(self.seed)
-            self.outputs = self.probe.run()
-        self.seconds_each = (time.monotonic() - begin) / count
+        begin = time.monotonic()
+        for done in range(count):
+            if least is not None and done >= least and self.clock.left < 0:
+                break
+            if self.used >= most:
+                self.seed, self.used = self.seed + 1, 0
+                self.probe.perturb(self.seed)
+                self.outputs = self.probe.run()
+            self.found.append(self.probe.row(self.outputs, self.count))
+            self.used += 1
+            self.seconds_each = (time.monotonic() - begin) / (done + 1)
 
     def sorted_out(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return which tensors are invariant alone, (K,), which are dead, (K,), and the places of
@@ -335,13 +336,15 @@ class _Rows:
         return placed[0, :, : exact.shape[1]], gap, placed[1]
 
     def what_is_left(self, rows: int) -> str:
-        """Return what is not tested, as a sentence."""
+        """Return what cannot be tested in the time left, as a sentence; empty if all can."""
         if not self.exact:
             return "Tested in single precision: each tensor on its own. Not tested: joint groups."
+        if rows * self.seconds_each < ENOUGH * self.clock.left:
+            return ""
         needed = self.clock.spent + 2 * rows * self.seconds_each
         return (
             "Tested: each tensor on its own. Not tested, for want of time: joint groups; give "
-            f"about `seconds={10 * int(needed / 10 + 1)}`, or a smaller example."
+            f"`seconds={10 * int(needed / 10 + 1)}`, or a smaller example."
         )
 
 
@@ -377,11 +380,9 @@ class _Check:
             elif error <= NEARLY_CHANGE:
                 approximate.append(self.group(one, error, None))
         known = [set(group.names) for group in [*good, *approximate]]
-        wide = powers_of_groups(nearly, self.probe.sizes, self.probe.order)[0]
-        for one in wide:
-            error = self.error(one)
-            group = self.group(one, error, None)
-            if error <= NEARLY_CHANGE and set(group.names) not in known:
+        for one in nearly:
+            group = self.group(one, self.error(one), None)
+            if group.error <= NEARLY_CHANGE and set(group.names) not in known:
                 approximate.append(group)
         return good, approximate
 

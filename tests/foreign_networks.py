@@ -329,7 +329,7 @@ FOREIGN = {
         rescalings=3,  # the last BN and the three linear layers, which ReLU and pooling join
     ),
     "torchvision mobilenet_v3_small": Foreign(
-        lambda: (torchvision_models().mobilenet_v3_small(num_classes=10), images()),
+        lambda: (torchvision_models().mobilenet_v3_small(num_classes=10), images(batch=6, side=64)),
         # convolutions that BN reads; the only writer of its stream (its shift is dead: 1x1 convolutions, then BN)
         single=r"features\.(\d+\.block\.\d|0|12)\.0\.weight|features\.1\.block\.2\.1\.weight",
         joint=(
@@ -358,7 +358,7 @@ FOREIGN = {
         rescalings=1,  # the last BN and the head
     ),
     "torchvision shufflenet_v2": Foreign(
-        lambda: (torchvision_models().shufflenet_v2_x0_5(num_classes=10), images()),
+        lambda: (torchvision_models().shufflenet_v2_x0_5(num_classes=10), images(batch=6, side=64)),
         # convolutions; scales between a depthwise and a 1x1 convolution, whose shifts are dead
         single=r"(conv1|conv5)\.0\.weight|stage.*\.(branch1\.[02]|branch2\.[035])\.weight"
         r"|stage.*\.(branch1\.1|branch2\.4)\.weight",
