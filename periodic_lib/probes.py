@@ -222,8 +222,8 @@ def _products(gradient: torch.Tensor | None, weight: torch.Tensor) -> tuple[floa
     """Return <g, w> and |g| |w|, zeros without a gradient."""
     if gradient is None:
         return 0.0, 0.0
-    weight = weight.detach()
-    return float((gradient * weight).sum()), float(gradient.norm() * weight.norm())
+    one, other = gradient.reshape(-1), weight.detach().reshape(-1)
+    return float(one @ other), float(one.norm() * other.norm())
 
 
 # ---------------------------------------------------------------- copying

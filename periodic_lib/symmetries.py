@@ -46,7 +46,7 @@ MORE = 8  # projections beyond the number of unknown tensors
 WEIGHTS = 3  # perturbed weights at least
 ROWS = 1.5  # outputs per tensor
 ENOUGH = 0.7  # of the time left, for the rows: checks need the rest
-NOT_SEEN = 1e-12  # output change, per 1 / c^2, that is rounding
+NOT_SEEN = 1e-11  # output change that is rounding
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,8 @@ def find_groups(model: torch.nn.Module, example: object, seconds: float = 60.0) 
     powers = powers[np.argsort((powers > 0).argmax(axis=1))]  # in the model's order
     checked = _Check(measured.probe, clock, measured.limits[1])
     good, approximate = checked.groups(powers, powers_of_groups(nearly, sizes, order)[0])
-    return checked.result(good, approximate, rescalings, dead, untested, gap)
+    held = [one for one in rescalings if clock.left < 0 or checked.error(one) <= checked.limit]
+    return checked.result(good, approximate, held, dead, untested, gap)
 
 
 class _Clock:
@@ -390,18 +391,21 @@ class _Check:
         """Return the norm of a group below which the model's own epsilons change the outputs
         by 1 %.
 
-        An epsilon adds to a variance, so its effect grows with 1 / c^2; measured at 1/2 and 1/8 of
-        the weights, and again where the law says 1 %. 0 where nothing is seen.
+        An epsilon adds to a variance, so its effect grows with 1 / c^2. Measured at 1/8 of the
+        weights, at 1/2 if that is already far beyond, and again where the law says 1 %. 0 where
+        nothing is seen at 1/8.
         """
-        worst = 0.0
-        for factor in (1 / 2, 1 / 8):
-            worst = max(worst, self.error(powers, factor, tiny=False) / (factor**-2 - 1))
-        if worst < NOT_SEEN:
-            return 0.0
-        factor = (worst / FAILS) ** 0.5
-        if factor < 0.5:
+        factor = 1 / 8
+        error = self.error(powers, factor, tiny=False)
+        if error > 0.1:  # beyond the law
+            factor = 1 / 2
             error = self.error(powers, factor, tiny=False)
-            factor = factor * min(max(error / FAILS, 1e-4), 1e4) ** 0.5
+        if error < NOT_SEEN:
+            return 0.0
+        factor = (error / (factor**-2 - 1) / FAILS) ** 0.5
+        if factor < 1 / 2:
+            error = self.error(powers, factor, tiny=False)
+            factor *= min(max(error / FAILS, 0.01), 100) ** 0.5
         return float(factor * self.norm(powers))
 
     def norm(self, powers: np.ndarray) -> float:

@@ -14,6 +14,7 @@ The rules they follow from:
 """
 
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -259,8 +260,26 @@ def densenet():
     return models.DenseNet(**sizes), images()
 
 
+def mobilenet():
+    """Return MobileNetV3 (small) at a quarter of its width.
+
+    Widths are rounded to eights: 40 and 48 channels both become 16, so a stream goes on where the full network has two.
+    """
+    v3 = torchvision_models().mobilenetv3
+    settings, last = v3._mobilenet_v3_conf("mobilenet_v3_small", width_mult=0.25)
+    return v3.MobileNetV3(settings, last, num_classes=10), images(batch=4, side=64)
+
+
+def shufflenet():
+    """Return ShuffleNetV2 with two blocks a stage."""
+    channels = [8, 16, 24, 32, 40]
+    model = torchvision_models().ShuffleNetV2([2, 2, 2], channels, num_classes=10)
+    return model, images(batch=4, side=64)
+
+
 def vit_tiny():
     """Return timm's vision transformer with two blocks."""
+    torchvision_models()
     import timm
 
     sizes = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 10}
@@ -268,34 +287,45 @@ def vit_tiny():
 
 
 def timm_resnet18():
-    """Return timm's ResNet-18."""
+    """Return timm's ResNet-18 with narrow late stages."""
     import timm
 
-    return timm.create_model("resnet18", num_classes=10), images(side=16)
+    torchvision_models()
+    resnet = timm.models.resnet
+    sizes = {"channels": (64, 16, 16, 16), "num_classes": 10}
+    return resnet.ResNet(resnet.BasicBlock, [2, 2, 2, 2], **sizes), images(side=32)
+
+
+NO_ENDS = {"bos_token_id": None, "eos_token_id": None}
+
+
+def transformers_library():
+    """Return the library of that name, which imports torchvision, and thus needs what that needs."""
+    import importlib
+
+    torchvision_models()
+    return importlib.import_module("transformers")
 
 
 def gpt2():
     """Return GPT-2 with tied embeddings, in small, and its inputs by name."""
-    import transformers
-
-    config = transformers.GPT2Config(vocab_size=19, n_positions=12, n_embd=16, n_layer=2, n_head=2)
+    transformers = transformers_library()
+    config = transformers.GPT2Config(vocab_size=19, n_positions=12, n_embd=16, n_layer=2, n_head=2, **NO_ENDS)
     return transformers.GPT2LMHeadModel(config), {"input_ids": tokens()}
 
 
 def llama():
     """Return Llama with an untied head, in small."""
-    import transformers
-
+    transformers = transformers_library()
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "vocab_size": 19}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": False}
-    config = transformers.LlamaConfig(**sizes, **heads, max_position_embeddings=12)
+    config = transformers.LlamaConfig(**sizes, **heads, max_position_embeddings=12, **NO_ENDS)
     return transformers.LlamaForCausalLM(config), {"input_ids": tokens()}
 
 
 def bert():
     """Return BERT for classification, in small."""
-    import transformers
-
+    transformers = transformers_library()
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "vocab_size": 19}
     config = transformers.BertConfig(**sizes, num_attention_heads=2, max_position_embeddings=12, num_labels=7)
     return transformers.BertForSequenceClassification(config), {"input_ids": tokens(batch=16)}
@@ -329,14 +359,13 @@ FOREIGN = {
         rescalings=3,  # the last BN and the three linear layers, which ReLU and pooling join
     ),
     "torchvision mobilenet_v3_small": Foreign(
-        lambda: (torchvision_models().mobilenet_v3_small(num_classes=10), images(batch=6, side=64)),
+        mobilenet,
         # convolutions that BN reads; the only writer of its stream (its shift is dead: 1x1 convolutions, then BN)
         single=r"features\.(\d+\.block\.\d|0|12)\.0\.weight|features\.1\.block\.2\.1\.weight",
         joint=(
             *(rf"features\.{i}\.block\.{j}\.1\..*" for i in (2, 3) for j in (0, 1)),  # with ReLU, without squeezing
             r"features\.[23]\.block\.2\.1\.weight",
-            r"features\.[456]\.block\.3\.1\.weight",
-            r"features\.[78]\.block\.3\.1\.weight",
+            r"features\.[4-8]\.block\.3\.1\.weight",
             r"features\.(9|10|11)\.block\.3\.1\.weight",
         ),
         dead=r"features\.(1\.block\.2|[23]\.block\.2|([4-9]|1[01])\.block\.3)\.1\.bias",
@@ -358,18 +387,14 @@ FOREIGN = {
         rescalings=1,  # the last BN and the head
     ),
     "torchvision shufflenet_v2": Foreign(
-        lambda: (torchvision_models().shufflenet_v2_x0_5(num_classes=10), images(batch=6, side=64)),
+        shufflenet,
         # convolutions; scales between a depthwise and a 1x1 convolution, whose shifts are dead
         single=r"(conv1|conv5)\.0\.weight|stage.*\.(branch1\.[02]|branch2\.[035])\.weight"
         r"|stage.*\.(branch1\.1|branch2\.4)\.weight",
         joint=(
             r"conv1\.1\..*",
             *(rf"stage{stage}\.(0\.branch1\.3|\d\.branch2\.6)\..*" for stage in (2, 3, 4)),
-            *(
-                rf"stage{stage}\.{block}\.branch2\.1\..*"
-                for stage, blocks in {2: 4, 3: 8, 4: 4}.items()
-                for block in range(blocks)
-            ),
+            *(rf"stage{stage}\.{block}\.branch2\.1\..*" for stage in (2, 3, 4) for block in (0, 1)),
         ),
         dead=r"stage.*\.(branch1\.1|branch2\.4)\.bias",
         rescalings=1,  # the last BN and the head
@@ -451,3 +476,29 @@ FOREIGN = {
     ),
     "spectral normalization": Foreign(spectral_norms, single=r".*\.original"),
 }
+
+
+def table() -> None:
+    """Print what is expected and found for every network, with the largest error and the processor time."""
+    from periodic_lib.symmetries import find_groups
+
+    print(f"{'network':58s} groups dead rescalings  error seconds")
+    for title, case in FOREIGN.items():
+        try:
+            torch.manual_seed(0)
+            model, example = case.make()
+        except ImportError as error:
+            print(f"{title:58s} not installed: {error}")
+            continue
+        begin = time.process_time()
+        found = find_groups(model, example, seconds=600)
+        spent = time.process_time() - begin
+        names = [name for name, _ in model.named_parameters()]
+        right = {frozenset(group) for group in found.names} == case.groups(names)
+        counts = f"{len(case.groups(names)):3d}/{len(found.groups):<3d}{len(found.dead):4d} {len(found.rescalings):6d}"
+        print(f"{title:58s} {counts}   {found.error:9.0e} {spent:6.1f}  {'as expected' if right else 'OTHER'}")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    table()
