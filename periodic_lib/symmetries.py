@@ -46,6 +46,7 @@ MORE = 8  # projections beyond the number of unknown tensors
 WEIGHTS = 3  # perturbed weights at least
 ROWS = 1.5  # outputs per tensor
 ENOUGH = 0.7  # of the time left, for the rows: checks need the rest
+LARGE = 64.0  # times the weights: no epsilon matters there
 NOT_SEEN = 1e-11  # output change that is rounding
 
 
@@ -56,7 +57,7 @@ class Group:
     `powers`: a_k, all 1 but in rare networks; `share`: of the trained weights; `norm`: of all its
     weights together, as the model has them; `error`: relative change of the outputs when the
     weights are doubled; `fails_below`: the norm below which the model's own epsilons change the
-    outputs by 1 %, None if not measured.
+    outputs by 1 %, 0 if far below, None if not measured.
     """
 
     names: tuple[str, ...]
@@ -214,21 +215,23 @@ def find_groups(model: torch.nn.Module, example: object, seconds: float = 60.0) 
     clock = _Clock(seconds)
     measured = _Rows.started(model, example, clock)
     measured.add(FEW, least=2)
-    alone, dead, unknown = measured.sorted_out()
-    left = max(0, len(unknown) + MORE - measured.count)
+    alone, dead, near = measured.sorted_out()
+    left = max(0, (~alone & ~dead).sum() + MORE - measured.count)
     untested = measured.what_is_left(left)
-    basis = nearly = np.empty((len(dead), 0))
+    basis = wide = np.empty((len(dead), 0))
     gap = (0.0, 0.0)
     if not untested:
         measured.add(left)
-        alone, dead, unknown = measured.sorted_out()
-        basis, gap, nearly = measured.null_space(unknown)
+        alone, dead, near = measured.sorted_out()
+        basis, gap = measured.null_space(~alone & ~dead, measured.limits[0])
+        wide, _ = measured.null_space(~alone & ~dead & ~near, NEARLY)
     sizes, order = measured.probe.sizes, measured.probe.order
     joint, rescalings = powers_of_groups(basis, sizes, order)
     powers = np.vstack([np.eye(len(dead))[alone], joint])
     powers = powers[np.argsort((powers > 0).argmax(axis=1))]  # in the model's order
+    nearly = np.vstack([np.eye(len(dead))[near], powers_of_groups(wide, sizes, order)[0]])
     checked = _Check(measured.probe, clock, measured.limits[1])
-    good, approximate = checked.groups(powers, powers_of_groups(nearly, sizes, order)[0])
+    good, approximate = checked.groups(powers, nearly)
     held = [one for one in rescalings if clock.left < 0 or checked.error(one) <= checked.limit]
     return checked.result(good, approximate, held, dead, untested, gap)
 
@@ -314,27 +317,27 @@ class _Rows:
             self.seconds_each = (time.monotonic() - begin) / (done + 1)
 
     def sorted_out(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return which tensors are invariant alone, (K,), which are dead, (K,), and the places of
-        the others.
+        """Return which tensors are invariant alone, which are dead, and which nearly invariant
+        alone, (K,) each.
+
+        The last: a hundredth of the effect that a random direction has, and a small cosine.
         """
         products, bounds = np.moveaxis(np.array(self.found), 1, 0)
         size = np.sqrt((bounds**2).mean(axis=0))
         dead = size <= self.limits[2] * size.max()
         cosine = np.abs(products).max(axis=0) / np.where(dead, 1, size)
         alone = ~dead & (cosine < self.limits[0])
-        return alone, dead, np.flatnonzero(~dead & ~alone)
+        nearly = (cosine < 10 * NEARLY) & (cosine * np.sqrt(self.probe.sizes) < 0.01)
+        return alone, dead, nearly & ~dead & ~alone
 
-    def null_space(self, unknown: np.ndarray) -> tuple[np.ndarray, tuple[float, float], np.ndarray]:
-        """Return a basis of the symmetries of these tensors, (K, d), the gap of the singular
-        values, and a basis of the nearly symmetric directions too.
+    def null_space(self, unknown: np.ndarray, limit: float) -> tuple[np.ndarray, tuple]:
+        """Return a basis of the symmetries of these tensors, (K, d), and the gap of the singular
+        values at this limit.
         """
-        rows = np.array(self.found)[:, 0][:, unknown]
-        exact, gap = null_basis(rows, self.limits[0])
-        wide, _ = null_basis(rows, NEARLY)
-        placed = np.zeros((2, self.probe.sizes.size, wide.shape[1]))
-        placed[0, unknown, : exact.shape[1]] = exact
-        placed[1, unknown] = wide
-        return placed[0, :, : exact.shape[1]], gap, placed[1]
+        found, gap = null_basis(np.array(self.found)[:, 0][:, unknown], limit)
+        basis = np.zeros((len(unknown), found.shape[1]))
+        basis[unknown] = found
+        return basis, gap
 
     def what_is_left(self, rows: int) -> str:
         """Return what cannot be tested in the time left, as a sentence; empty if all can."""
@@ -358,14 +361,16 @@ class _Check:
     def __init__(self, probe: Probe, clock: _Clock, limit: float):
         self.probe, self.clock, self.limit = probe, clock, limit
         self.reference = probe.run().detach()
-        self.own = probe.run(tiny=False).detach()
 
-    def error(self, powers: np.ndarray, factor: float = 2.0, tiny: bool = True) -> float:
-        """Return |z(scaled) - z| / |z| of the outputs."""
-        reference = self.reference if tiny else self.own
+    def error(self, powers: np.ndarray) -> float:
+        """Return |z(doubled) - z| / |z| of the outputs."""
+        return self.change(powers, 2.0, self.reference, tiny=True)
+
+    def change(self, powers, factor: float, reference: torch.Tensor, tiny: bool) -> float:
+        """Return the relative difference of the outputs at scaled weights to others."""
         try:
             changed = self.probe.run(powers, factor, tiny).detach()
-        except ConfigError:
+        except ConfigError:  # not finite
             return float("inf")
         return float((changed - reference).norm() / reference.norm())
 
@@ -389,24 +394,25 @@ class _Check:
 
     def fails_below(self, powers: np.ndarray) -> float:
         """Return the norm of a group below which the model's own epsilons change the outputs
-        by 1 %.
+        by 1 %, compared to those at a large norm.
 
-        An epsilon adds to a variance, so its effect grows with 1 / c^2. Measured at 1/8 of the
-        weights, at 1/2 if that is already far beyond, and again where the law says 1 %. 0 where
-        nothing is seen at 1/8.
+        An epsilon adds to a variance, so its effect falls with 1 / c^2. Measured at 1/8 of the
+        weights, at more where that is beyond the law, and where the law says 1 %. 0 where nothing
+        is seen at 1/8.
         """
-        factor = 1 / 8
-        error = self.error(powers, factor, tiny=False)
-        if error > 0.1:  # beyond the law
-            factor = 1 / 2
-            error = self.error(powers, factor, tiny=False)
+        try:
+            large = self.probe.run(powers, LARGE, tiny=False).detach()
+        except ConfigError:
+            return float("nan")
+        for factor in (1 / 8, 1 / 2, 2, 8):
+            error = self.change(powers, factor, large, tiny=False)
+            if error < 0.1:
+                break
         if error < NOT_SEEN:
             return 0.0
-        factor = (error / (factor**-2 - 1) / FAILS) ** 0.5
-        if factor < 1 / 2:
-            error = self.error(powers, factor, tiny=False)
-            factor *= min(max(error / FAILS, 0.01), 100) ** 0.5
-        return float(factor * self.norm(powers))
+        factor *= (error / FAILS) ** 0.5
+        error = self.change(powers, factor, large, tiny=False)
+        return float(factor * min(max(error / FAILS, 0.1), 10) ** 0.5 * self.norm(powers))
 
     def norm(self, powers: np.ndarray) -> float:
         """Return the norm of a group's weights as the model has them."""

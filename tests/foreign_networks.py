@@ -263,7 +263,7 @@ def densenet():
 def mobilenet():
     """Return MobileNetV3 (small) at a quarter of its width.
 
-    Widths are rounded to eights: 40 and 48 channels both become 16, so a stream goes on where the full network has two.
+    Widths are rounded to eights: 40 and 48 channels both become 16, so one stream is what two are in full.
     """
     v3 = torchvision_models().mobilenetv3
     settings, last = v3._mobilenet_v3_conf("mobilenet_v3_small", width_mult=0.25)
@@ -288,12 +288,12 @@ def vit_tiny():
 
 def timm_resnet18():
     """Return timm's ResNet-18 with narrow late stages."""
+    torchvision_models()
     import timm
 
-    torchvision_models()
     resnet = timm.models.resnet
     sizes = {"channels": (64, 16, 16, 16), "num_classes": 10}
-    return resnet.ResNet(resnet.BasicBlock, [2, 2, 2, 2], **sizes), images(side=32)
+    return resnet.ResNet(resnet.BasicBlock, [2, 2, 2, 2], **sizes), images(side=16)
 
 
 NO_ENDS = {"bos_token_id": None, "eos_token_id": None}
