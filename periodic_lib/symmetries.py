@@ -22,30 +22,20 @@ Source: Li and Arora 2020 (arXiv 1910.07454) for <dL/dw, w> = 0, and Kunin et al
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from periodic_lib.checks import number
-from periodic_lib.powers import null_basis, powers_of_groups
-from periodic_lib.probes import NotRunError, Probe
+from periodic_lib.checks import flag, number
+from periodic_lib.jacobians import FEW, MORE, NEARLY, Clock, Rows
+from periodic_lib.powers import powers_of_groups
+from periodic_lib.probes import Probe
 from periodic_lib.project import ConfigError
 
-LIMITS = {  # precision -> what counts as 0: cosine or singular value, output change, |g| |w|
-    torch.float64: (1e-6, 1e-6, 1e-10),
-    torch.float32: (1e-4, 1e-3, 1e-6),
-}
-NEARLY = 1e-4  # cosine or singular value of an approximate symmetry, and
 NEARLY_CHANGE = 0.01  # the output change when its weights are doubled
 FAILS = 0.01  # relative output change from which an epsilon has broken an invariance
-FEW = 6  # projections for tensors on their own
-MORE = 8  # projections beyond the number of unknown tensors
-WEIGHTS = 3  # perturbed weights at least
-ROWS = 1.5  # outputs per tensor
-ENOUGH = 0.7  # of the time left, for the rows: checks need the rest
 LARGE = 64.0  # times the weights: no epsilon matters there
 NOT_SEEN = 1e-11  # output change that is rounding
 
@@ -182,7 +172,9 @@ NO_GROUP = (
 )
 
 
-def find_groups(model: torch.nn.Module, example: object, seconds: float = 60.0) -> Symmetries:
+def find_groups(
+    model: torch.nn.Module, example: object, seconds: float = 60.0, margins: bool = True
+) -> Symmetries:
     r"""Find the groups of tensors of a model that are scale-invariant, alone or together.
 
     f(c w_G, w_rest) = f(w_G, w_rest) for every c > 0, with normalization as in training, dropout
@@ -199,6 +191,9 @@ def find_groups(model: torch.nn.Module, example: object, seconds: float = 60.0) 
     seconds : float
         Time to spend. If it does not suffice, only tensors that are invariant on their own are
         looked for, at last in single precision, and the result says so (`untested`).
+    margins : bool
+        Whether to measure the norm below which an epsilon breaks a group (`fails_below`): three
+        more passes for each.
 
     Raises
     ------
@@ -212,8 +207,9 @@ def find_groups(model: torch.nn.Module, example: object, seconds: float = 60.0) 
     ([['0.weight']], ('0.bias',), True)
     """
     number("seconds", seconds, "a positive number of seconds", 0, float("inf"), low_open=True)
-    clock = _Clock(seconds)
-    measured = _Rows.started(model, example, clock)
+    flag("margins", margins)
+    clock = Clock(seconds)
+    measured = Rows.started(model, example, clock)
     measured.add(FEW, least=2)
     alone, dead, near = measured.sorted_out()
     left = max(0, (~alone & ~dead).sum() + MORE - measured.count)
@@ -230,126 +226,10 @@ def find_groups(model: torch.nn.Module, example: object, seconds: float = 60.0) 
     powers = np.vstack([np.eye(len(dead))[alone], joint])
     powers = powers[np.argsort((powers > 0).argmax(axis=1))]  # in the model's order
     nearly = np.vstack([np.eye(len(dead))[near], powers_of_groups(wide, sizes, order)[0]])
-    checked = _Check(measured.probe, clock, measured.limits[1])
+    checked = _Check(measured.probe, clock, measured.limits[1], margins)
     good, approximate = checked.groups(powers, nearly)
     held = [one for one in rescalings if clock.left < 0 or checked.error(one) <= checked.limit]
     return checked.result(good, approximate, held, dead, untested, gap)
-
-
-class _Clock:
-    """The time that is left of so many seconds."""
-
-    def __init__(self, seconds: float):
-        self.begin, self.seconds = time.monotonic(), seconds
-
-    @property
-    def spent(self) -> float:
-        """Seconds since the start."""
-        return time.monotonic() - self.begin
-
-    @property
-    def left(self) -> float:
-        """Seconds left, negative if there are none."""
-        return self.seconds - self.spent
-
-
-# ---------------------------------------------------------------- the Jacobian and its null space
-
-
-class _Rows:
-    """Rows of the Jacobian by the logarithms of the scales of a probe's tensors."""
-
-    def __init__(self, probe: Probe, outputs: torch.Tensor, clock: _Clock):
-        self.probe, self.outputs, self.clock = probe, outputs, clock
-        self.limits = LIMITS[probe.dtype]
-        self.exact = probe.dtype == torch.float64
-        self.found: list[np.ndarray] = []
-        self.seed = self.used = 0
-        self.seconds_each = 0.0
-
-    @classmethod
-    def started(cls, model: torch.nn.Module, example: object, clock: _Clock) -> _Rows:
-        """Return the rows of a probe with the first of them, in single precision if need be.
-
-        Raises
-        ------
-        ConfigError : if the copy runs in neither precision.
-        """
-        try:
-            probe = Probe(model, example)
-            rows = cls(probe, probe.run(), clock)
-            rows.add(1)
-            if rows.seconds_each * FEW < clock.left:
-                return rows
-        except NotRunError as error:
-            first = error
-        else:
-            first = None
-        try:
-            probe = Probe(model, example, torch.float32)
-            return cls(probe, probe.run(), clock)
-        except NotRunError as error:
-            raise first or error from None
-
-    @property
-    def count(self) -> int:
-        """How many rows there are."""
-        return len(self.found)
-
-    def add(self, count: int, least: int | None = None) -> None:
-        """Add so many rows, at weights perturbed anew every few of them; at least `least` of them,
-        more only while there is time.
-
-        The weights change so often that there are 1.5 outputs for a row: symmetries hold at all
-        weights.
-        """
-        most = max(1, min(int(self.outputs.numel() / ROWS), -(-count // WEIGHTS)))
-        begin = time.monotonic()
-        for done in range(count):
-            if least is not None and done >= least and self.clock.left < 0:
-                break
-            if self.used >= most:
-                self.seed, self.used = self.seed + 1, 0
-                self.probe.perturb(self.seed)
-                self.outputs = self.probe.run()
-            self.found.append(self.probe.row(self.outputs, self.count))
-            self.used += 1
-            self.seconds_each = (time.monotonic() - begin) / (done + 1)
-
-    def sorted_out(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return which tensors are invariant alone, which are dead, and which nearly invariant
-        alone, (K,) each.
-
-        The last: a hundredth of the effect that a random direction has, and a small cosine.
-        """
-        products, bounds = np.moveaxis(np.array(self.found), 1, 0)
-        size = np.sqrt((bounds**2).mean(axis=0))
-        dead = size <= self.limits[2] * size.max()
-        cosine = np.abs(products).max(axis=0) / np.where(dead, 1, size)
-        alone = ~dead & (cosine < self.limits[0])
-        nearly = (cosine < 10 * NEARLY) & (cosine * np.sqrt(self.probe.sizes) < 0.01)
-        return alone, dead, nearly & ~dead & ~alone
-
-    def null_space(self, unknown: np.ndarray, limit: float) -> tuple[np.ndarray, tuple]:
-        """Return a basis of the symmetries of these tensors, (K, d), and the gap of the singular
-        values at this limit.
-        """
-        found, gap = null_basis(np.array(self.found)[:, 0][:, unknown], limit)
-        basis = np.zeros((len(unknown), found.shape[1]))
-        basis[unknown] = found
-        return basis, gap
-
-    def what_is_left(self, rows: int) -> str:
-        """Return what cannot be tested in the time left, as a sentence; empty if all can."""
-        if not self.exact:
-            return "Tested in single precision: each tensor on its own. Not tested: joint groups."
-        if rows * self.seconds_each < ENOUGH * self.clock.left:
-            return ""
-        needed = self.clock.spent + 2 * rows * self.seconds_each
-        return (
-            "Tested: each tensor on its own. Not tested, for want of time: joint groups; give "
-            f"`seconds={10 * int(needed / 10 + 1)}`, or a smaller example."
-        )
 
 
 # ---------------------------------------------------------------- checks on the outputs
@@ -358,8 +238,8 @@ class _Rows:
 class _Check:
     """Scales groups of a probe's tensors and sees what the outputs do."""
 
-    def __init__(self, probe: Probe, clock: _Clock, limit: float):
-        self.probe, self.clock, self.limit = probe, clock, limit
+    def __init__(self, probe: Probe, clock: Clock, limit: float, margins: bool):
+        self.probe, self.clock, self.limit, self.margins = probe, clock, limit, margins
         self.reference = probe.run().detach()
 
     def error(self, powers: np.ndarray) -> float:
@@ -382,7 +262,8 @@ class _Check:
             quick = self.clock.left < 0 and together <= self.limit
             error = together if quick else self.error(one)
             if error <= self.limit:
-                good.append(self.group(one, error, None if quick else self.fails_below(one)))
+                measured = self.fails_below(one) if self.margins and not quick else None
+                good.append(self.group(one, error, measured))
             elif error <= NEARLY_CHANGE:
                 approximate.append(self.group(one, error, None))
         known = [set(group.names) for group in [*good, *approximate]]

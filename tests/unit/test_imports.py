@@ -67,7 +67,8 @@ ALLOWED = {  # module -> modules of the library that it may import beside those,
     "spreads": set(),
     "powers": set(),
     "probes": set(),
-    "symmetries": {"powers", "probes"},
+    "jacobians": {"powers", "probes"},
+    "symmetries": {"powers", "probes", "jacobians"},
     "invariance": set(),
     "random_gradients": {"theory"},
     "budgets": {"periods"},
@@ -83,7 +84,7 @@ ALLOWED = {  # module -> modules of the library that it may import beside those,
 }
 TORCH = {"batches", "datasets", "devices", "networks", "normalization", "optimizers", "metrics", "stack"}
 TORCH |= {"recording", "training", "guards", "evaluation", "losses"}
-TORCH |= {"recording", "training", "preactivations", "probes", "symmetries"}
+TORCH |= {"recording", "training", "preactivations", "probes", "jacobians", "symmetries"}
 NO_TORCH = sorted(set(ALLOWED) - TORCH - {"__main__", "__init__"})
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from periodic_lib import ConfigError, powers, probes, symmetries
+from periodic_lib import ConfigError, jacobians, powers, probes
 from periodic_lib.symmetries import find_groups
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -45,7 +45,8 @@ def test_a_network_of_others_has_the_symmetries_of_its_architecture(title):
         pytest.skip(f"{case.needs} is not installed")
     model, example = case.make()
     names = [name for name, _ in model.named_parameters()]
-    found = find_groups(model, example, seconds=300)
+    small = sum(value.numel() for value in model.parameters()) < 50_000
+    found = find_groups(model, example, seconds=300, margins=small)
     assert sets(found) == case.groups(names)
     assert set(found.dead) == set(matching(case.dead, names))
     assert len(found.rescalings) == case.rescalings
@@ -53,7 +54,7 @@ def test_a_network_of_others_has_the_symmetries_of_its_architecture(title):
     assert not found.approximate
     assert not found.untested
     assert all(power == 1 for group in found.groups for power in group.powers)
-    assert all(group.fails_below is not None for group in found.groups)
+    assert all((group.fails_below is not None) == small for group in found.groups)
 
 
 def test_the_table_expects_something_else_of_every_kind():
@@ -326,7 +327,7 @@ def test_without_time_tensors_on_their_own_are_found_in_single_precision():
 
 
 def test_with_little_time_joint_groups_are_not_looked_for(monkeypatch):
-    monkeypatch.setattr(symmetries, "ENOUGH", 0.0)
+    monkeypatch.setattr(jacobians, "ENOUGH", 0.0)
     found = find_groups(*biased_perceptron())
     assert found.precision == "float64"
     assert found.names == [["0.weight"], ["3.weight"]]
