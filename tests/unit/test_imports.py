@@ -69,6 +69,10 @@ ALLOWED = {  # module -> modules of the library that it may import beside those,
     "experiments": {"results", "sources", "training", "recording", "periods"},
     "claims": set(),
     "spreads": set(),
+    "powers": set(),
+    "probes": set(),
+    "jacobians": {"powers", "probes"},
+    "symmetries": {"powers", "probes", "jacobians"},
     "invariance": set(),
     "random_gradients": {"theory"},
     "budgets": {"periods"},
@@ -84,7 +88,7 @@ ALLOWED = {  # module -> modules of the library that it may import beside those,
 }
 TORCH = {"batches", "datasets", "devices", "networks", "normalization", "optimizers", "metrics", "stack"}
 TORCH |= {"recording", "training", "guards", "evaluation", "losses"}
-TORCH |= {"recording", "training", "preactivations"}
+TORCH |= {"recording", "training", "preactivations", "probes", "jacobians", "symmetries"}
 NO_TORCH = sorted(set(ALLOWED) - TORCH - {"__main__", "__init__"})
 
 
