@@ -67,6 +67,12 @@ ALLOWED = {  # module -> modules of the library that it may import beside those,
     "spreads": set(),
     "invariance": set(),
     "random_gradients": {"theory"},
+    "histories": set(),
+    "gauges": set(),
+    "verdicts": {"periods"},
+    "outlook": {"theory", "forecasts", "levels", "periods", "regimes"},
+    "monitor": {"adapters", "gauges", "histories", "outlook", "plots", "results", "symmetries", "verdicts"},
+    "adapters": set(),
     "budgets": {"periods"},
     "scorecard": {"claims"},
     "chapters": {"claims", "experiments"},
@@ -80,7 +86,7 @@ ALLOWED = {  # module -> modules of the library that it may import beside those,
 }
 TORCH = {"batches", "datasets", "devices", "networks", "normalization", "optimizers", "metrics", "stack"}
 TORCH |= {"recording", "training", "guards", "evaluation", "losses"}
-TORCH |= {"recording", "training", "preactivations"}
+TORCH |= {"recording", "training", "preactivations", "monitor", "gauges", "adapters"}
 NO_TORCH = sorted(set(ALLOWED) - TORCH - {"__main__", "__init__"})
 
 
