@@ -45,12 +45,13 @@ class Cell:
     """Parameters of one group that share a parameter group of the optimizer (None: in none)."""
 
     group: int
-    rates: dict | None
+    place: int | None  # of the parameter group in the optimizer's list, whose dicts may be replaced
     parameters: list[torch.nn.Parameter]
 
-    def rate(self, name: str) -> float | torch.Tensor:
-        """Return "lr" or "weight_decay", 0 where the optimizer does not have the parameters."""
-        return 0.0 if self.rates is None else self.rates.get(name, 0.0)
+    def rates(self, optimizer: torch.optim.Optimizer) -> tuple[float | torch.Tensor, ...]:
+        """Return learning rate and weight decay; zeros where the optimizer has no such weights."""
+        mine = {} if self.place is None else optimizer.param_groups[self.place]
+        return tuple(_still(mine.get(name, 0.0)) for name in ("lr", "weight_decay"))
 
 
 def refuse_shards(parameters: Sequence[torch.nn.Parameter]) -> None:
@@ -70,14 +71,15 @@ def refuse_shards(parameters: Sequence[torch.nn.Parameter]) -> None:
 
 def split(groups: Sequence[Sequence[torch.nn.Parameter]], optimizer) -> list[Cell]:
     """Return the cells of `groups`, group after group."""
-    owner = {id(p): rates for rates in optimizer.param_groups for p in rates["params"]}
+    parts = enumerate(optimizer.param_groups)
+    owner = {id(p): place for place, rates in parts for p in rates["params"]}
     cells = []
     for number, group in enumerate(groups):
-        parts: dict[int, Cell] = {}
+        mine: dict[int | None, Cell] = {}
         for one in group:
-            rates = owner.get(id(one))
-            parts.setdefault(id(rates), Cell(number, rates, [])).parameters.append(one)
-        cells += parts.values()
+            place = owner.get(id(one))
+            mine.setdefault(place, Cell(number, place, [])).parameters.append(one)
+        cells += mine.values()
     return cells
 
 
@@ -122,9 +124,7 @@ class Gauges:
 
     def before(self, row: int, keep_copy: bool) -> None:
         """Measure weights and gradients before a step; `keep_copy`: of the weights, for `after`."""
-        self.rates[row] = [
-            tuple(_still(cell.rate(name)) for name in ("lr", "weight_decay")) for cell in self.cells
-        ]
+        self.rates[row] = [cell.rates(self.optimizer) for cell in self.cells]
         with torch.no_grad():
             weights, sums = self.parameters, self.ring[row]
             here = [i for i, p in enumerate(weights) if p.grad is not None]

@@ -262,6 +262,7 @@ class Monitor:
         }
         places = {name: ("run", values) for name, values in last.items()}
         places |= {name: ("run", [value]) for name, value in self._optimizer_facts().items()}
+        places |= {"init_seed": ("run", [0])}
         places |= {"run": [0], "step": steps, "group": self._labels()}
         data = xr.Dataset(found, places).assign(covers=("step", covers))
         return data.assign_attrs(self._attributes())
@@ -296,7 +297,8 @@ class Monitor:
         """Judge the spikes that are over and not yet judged, while their steps are on record."""
         after = self._judged[-1]["end"] if self._judged else self.history.first
         found = self._recent_spikes()
-        over = found[(found.start >= after) & found.over]
+        known = found.over | (found.end + verdicts.CALM <= self.steps)
+        over = found[(found.start >= after) & known.astype(bool)]
         self._judged += over.to_dict("records")
 
     def _recent_spikes(self) -> pd.DataFrame:
@@ -401,10 +403,13 @@ class Monitor:
     # -- resuming
 
     def state_dict(self) -> dict[str, object]:
-        """Return what `load_state_dict` takes back, of plain numbers and arrays."""
+        """Return what `load_state_dict` takes back, of plain numbers and tensors."""
         self._flush()
         kept = {"steps": self.steps, "logged": self._logged, "groups": self.groups}
-        return kept | {"judged": list(self._judged), "history": self.history.state()}
+        history = self.history.state()
+        history["levels"] = [torch.from_numpy(rows) for rows in history["levels"]]
+        judged = [{name: _plain(value) for name, value in row.items()} for row in self._judged]
+        return kept | {"judged": judged, "history": history}
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Go on from a state that `state_dict` returned.
@@ -415,8 +420,8 @@ class Monitor:
         """
         if [tuple(group) for group in state["groups"]] != self.groups:
             raise ConfigError(
-                f"`state` must be of the same groups; got one of {len(state['groups'])} groups, this "
-                f"monitor has {len(self.groups)}. Make the monitor with the groups of the state."
+                f"`state` must be of the same groups; got one of {len(state['groups'])} groups, "
+                f"this monitor has {len(self.groups)}. Make the monitor with the groups of the state."
             )
         self.steps, self._logged = state["steps"], state["logged"]
         self._judged = list(state["judged"])
@@ -468,3 +473,8 @@ def named(
     if twice:
         raise ConfigError(f"`groups` must have each parameter once; got {twice[0]!r} twice.")
     return found
+
+
+def _plain(value: object) -> object:
+    """Return a NumPy scalar as Python's, which every checkpoint can hold."""
+    return value.item() if isinstance(value, np.generic) else value

@@ -54,7 +54,7 @@ def decay_rates(results: xr.Dataset) -> NDArray:
 
 
 def one_group(results: xr.Dataset, group: str | None) -> dict[str, NDArray]:
-    """Return norm, effective gradient, rates of a group, or of all scale-invariant weights (None)."""
+    """Return norm, effective gradient, rates of a group, or of all invariant weights (None)."""
     one = results.isel(run=0)
     prefix = "" if group is None else "group_"
     if group is not None:
@@ -69,8 +69,8 @@ def state(results: xr.Dataset, group: str | None = None) -> str:
     - "fixed norm": the norm does not move; "no decay": it moves, and nothing shrinks it;
     - "jump": ln rho^2 has risen by `periods.MIN_RISE` within the last 50 rows;
     - over the last rows in which decay takes a tenth of rho^2, the share of it that the norm gets
-      back is at least `regimes.BUDGET_BORDER`: "equilibrium"; less: "free decay", or "turning" where
-      the effective gradient has risen clearly since its minimum (phase B of `periods`);
+      back is at least `regimes.BUDGET_BORDER`: "equilibrium"; less: "free decay", or "turning"
+      where the effective gradient has risen clearly since its minimum (phase B of `periods`);
     - "cannot tell": too little decay so far, or none of these.
     """
     if not results.attrs["groups"]:
@@ -200,7 +200,7 @@ def interval(results: xr.Dataset) -> dict[str, float] | None:
 
 
 def _covered(made: pd.DataFrame, name: str) -> tuple[int, int]:
-    """Return how many passages lay within the interval that the other passages give, of how many."""
+    """Return how many passages lay in the interval that the others give, of how many."""
     ratio, inside = made.length / made[name], []
     for number in made.number.unique():
         mine = made.number == number
@@ -241,14 +241,14 @@ def advice(results: xr.Dataset, factor: float = 0.5) -> pd.Series:
     stretched = 1 / factor
     return pd.Series(
         {
-            "learning rate": f"lr x {factor:g}: the step on the sphere is {factor:g} of now at once, "
-            f"and decay needs {gained:,.0f} steps to make up for it",
+            "learning rate": f"lr x {factor:g}: the step on the sphere is {factor:g} of now at "
+            f"once, and decay needs {gained:,.0f} steps to make up for it",
             "weight decay": f"weight decay x {factor:g}: the norm falls {stretched:g} times as "
             "slowly, and periods last about as much longer",
-            "norm": "hold the scale-invariant weights at their present norm (rescale them after each "
-            "step): no further jump of this kind",
-            "exclude": "decay only the other weights, and hold the norm of these: the same, and the "
-            "regularization of the others stays",
+            "norm": "hold the scale-invariant weights at their present norm (rescale them after "
+            "each step): no further jump of this kind",
+            "exclude": "decay only the other weights, and hold the norm of these: the same, and "
+            "the regularization of the others stays",
             "clipping": "do not clip the global gradient against it: the large gradient is what "
             "drives the norm back up",
         }

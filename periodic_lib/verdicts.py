@@ -19,8 +19,9 @@ not seen, and a slow rise is none.
   last rise (or the highest norm on record), and the spike gives `KICK` of it back; the second
   moments had not raised the step by ln 4 more than the norm had;
 - "optimizer state": Adam's second moments had fallen since their last peak, by `STATE_FALL` of the
-  logarithm of the step that they allow, and the spike's gradient is larger than they expect: by a
-  factor e the ratio |g| / sqrt(sum v) exceeds its usual value;
+  logarithm of the step that they allow (by ln 4 more than the norm, where decay had shrunk it), and
+  the spike's gradient is larger than they expect: by a factor e the ratio |g| / sqrt(sum v) exceeds
+  its usual value;
 - "unknown": none of these.
 
 Adam's step on the sphere, lr / (rho sqrt(v~)) with v~ = rho^2 v, has the three parts in it: the
@@ -221,7 +222,7 @@ def _verdict(facts: list[dict], drop: float) -> dict[str, object]:
         cause = "learning rate"
     elif kicked and state <= part + MARGIN:
         cause = "norm-driven"
-    elif state >= max(STATE_FALL, part) and surprise >= SURPRISE:
+    elif state >= (part + MARGIN if part >= FALL / 2 else STATE_FALL) and surprise >= SURPRISE:
         cause = "optimizer state"
     else:
         cause = "unknown"

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 from dataclasses import dataclass
 
 import pandas as pd
@@ -58,19 +59,19 @@ KINDS = {
     "decay, SGD": Kind("norm-driven", lr=0.3, weight_decay=1e-2),
     "decay, SGD, wide": Kind("norm-driven", lr=0.3, weight_decay=5e-3, width=64),
     "decay, SGD, large rate": Kind("norm-driven", lr=1.0, weight_decay=2e-3),
-    "decay, momentum": Kind("norm-driven", lr=0.03, weight_decay=3e-3, momentum=0.9, width=64),
+    "decay, momentum": Kind("norm-driven", lr=0.1, weight_decay=1e-3, momentum=0.9, width=64),
     "decay, AdamW": Kind("norm-driven", "AdamW", lr=3e-3, weight_decay=0.5, width=64),
     "corrupted, SGD": Kind("outlier batch", corrupted_every=250),
     "corrupted, SGD with decay": Kind("outlier batch", weight_decay=1e-3, corrupted_every=250),
     "corrupted, momentum": Kind("outlier batch", lr=0.01, momentum=0.9, corrupted_every=250),
     "corrupted, Adam": Kind("outlier batch", "Adam", lr=1e-3, corrupted_every=250),
     "slingshot": Kind("optimizer state", "Adam", lr=1e-2, normalized=False, examples=200, batch=None, squares=True),
-    "slingshot, short memory": Kind(
-        "optimizer state", "Adam", lr=1e-2, beta2=0.99, normalized=False, examples=200, batch=None, squares=True
+    "slingshot, wide": Kind(
+        "optimizer state", "Adam", lr=1e-2, width=64, normalized=False, examples=200, batch=None, squares=True
     ),
     "rate raised": Kind("learning rate", lr=0.02, raised=100),
-    "rate raised, plain": Kind("learning rate", lr=0.02, normalized=False, raised=30),
-    "rate too high": Kind("", lr=0.6, normalized=False),
+    "rate raised, with decay": Kind("learning rate", lr=0.02, weight_decay=1e-3, raised=100),
+    "rate too high": Kind("", lr=1.5, normalized=False),
     "noisy labels": Kind("", lr=0.3, weight_decay=1e-2, noisy_labels=0.2),
     "norm held": Kind("", lr=0.1, weight_decay=1e-2, held=True),
     "nothing": Kind("", lr=0.1),
@@ -80,7 +81,7 @@ KINDS = {
 def network(kind: Kind) -> nn.Sequential:
     """Three hidden layers; with batch norms the last layer is frozen at norm 10."""
     sizes, layers = [64, *[kind.width] * 3], []
-    for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+    for inputs, outputs in itertools.pairwise(sizes):
         layers += [nn.Linear(inputs, outputs, bias=not kind.normalized)]
         layers += [nn.BatchNorm1d(outputs)] if kind.normalized else []
         layers += [nn.ReLU()]
@@ -148,7 +149,7 @@ def train(kind: Kind, seed: int) -> tuple[Monitor, list[int]]:
 def judged(name: str, seed: int) -> list[dict]:
     """Return one row for each spike of a training: what it came from and what was said.
 
-    Where batches were corrupted, their spikes have that cause and all others none.
+    Where batches were corrupted, their spikes have that cause and all others none; the same where the rate was raised.
     """
     kind = KINDS[name]
     monitor, corrupted = train(kind, seed)
@@ -156,6 +157,8 @@ def judged(name: str, seed: int) -> list[dict]:
     for spike in spikes.itertuples():
         cause = kind.cause
         if cause == "outlier batch" and not any(0 <= spike.start - step < NEAR for step in corrupted):
+            cause = ""
+        if cause == "learning rate" and not 0 <= spike.start - kind.steps // 2 < NEAR:
             cause = ""
         rows.append({"kind": name, "seed": seed, "cause": cause, "said": spike.cause, "start": spike.start})
     return rows or [{"kind": name, "seed": seed, "cause": kind.cause, "said": "no spike", "start": -1}]
