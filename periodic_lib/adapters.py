@@ -131,8 +131,8 @@ def huggingface_callback(make: Callable, **options: object):
     """Return a `transformers.TrainerCallback` whose `monitor` is made by `make`.
 
     The loss is the model's own output, read by a forward hook in training mode. The state is
-    written beside each checkpoint (`periodic_monitor.pt`) and read when training resumes from one. With the
-    `example` "first batch" the monitor begins with the first forward pass.
+    written beside each checkpoint (`periodic_monitor.pt`) and read when training resumes from one.
+    With the `example` "first batch" the monitor begins with the first forward pass.
 
     Raises
     ------

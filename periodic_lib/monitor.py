@@ -191,8 +191,27 @@ class Monitor:
         self._loss_sum.append(value)
 
     @guarded
-    def _before(self, optimizer, arguments, options) -> None:
-        row = self.steps % ROWS
+    def _before(self, optimizer, arguments, options) -> tuple[tuple, dict] | None:
+        """Measure before a step; where the step is given a closure, after that has been called."""
+        self._measured = False
+        closure = options.get("closure") if len(arguments) < 2 else arguments[1]
+        if closure is None:
+            self._measure()
+            return None
+
+        def then_measure():
+            result = closure()
+            self._measure()
+            return result
+
+        others = {name: value for name, value in options.items() if name != "closure"}
+        return (arguments[0], then_measure, *arguments[2:]), others
+
+    @guarded
+    def _measure(self) -> None:
+        if self._measured:
+            return
+        self._measured, row = True, self.steps % ROWS
         if self._loss_sum:
             self._gauges.losses[row] = torch.stack(self._loss_sum).mean()
             self._loss_sum = []
@@ -421,7 +440,7 @@ class Monitor:
         if [tuple(group) for group in state["groups"]] != self.groups:
             raise ConfigError(
                 f"`state` must be of the same groups; got one of {len(state['groups'])} groups, "
-                f"this monitor has {len(self.groups)}. Make the monitor with the groups of the state."
+                f"this monitor has {len(self.groups)}. Make it with the groups of the state."
             )
         self.steps, self._logged = state["steps"], state["logged"]
         self._judged = list(state["judged"])

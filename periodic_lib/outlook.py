@@ -151,7 +151,7 @@ def not_before(results: xr.Dataset) -> float:
     """
     if not results.attrs["groups"] or not results.sizes["step"]:
         return np.nan
-    one, now = one_group(results, None), results.attrs["steps_done"]
+    one, now = one_group(results, None), results.attrs["steps_done"] - 1  # the last norm's step
     lr, decay, norm = (float(one[n][-1]) for n in ("learning_rate", "decay", "weight_norm"))
     if optimizer_of(results) == "sgd":
         rate = lr / (1 - float(results.momentum[0]))

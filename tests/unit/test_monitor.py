@@ -173,6 +173,52 @@ def test_only_real_steps_count(batches):
     assert (whole <= 0.5 * (1 + 1e-5)).all()  # clipped before it was seen
 
 
+def test_steps_with_a_closure(batches):
+    found = []
+    for closed in (False, True):
+        model = make()
+        optimizer = optimizer_of(model)
+        monitor = Monitor(model, optimizer, groups=HIDDEN)
+
+        def closure(model=model, optimizer=optimizer, monitor=monitor):
+            x, y = batches[monitor.steps]
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(x), y)
+            loss.backward()
+            monitor.loss = loss
+            return loss
+
+        for i in range(6):
+            if closed and i % 2:
+                optimizer.step(closure=closure)
+            elif closed:
+                optimizer.step(closure)
+            else:
+                closure()
+                optimizer.step()
+        found.append(monitor.results)
+    assert found[0].equals(found[1])
+
+
+def test_a_closure_that_is_called_often_is_measured_once(batches):
+    model = make()
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=4)
+    monitor = Monitor(model, optimizer, groups=HIDDEN)
+    losses = []
+
+    def closure():
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(batches[0][0]), batches[0][1])
+        loss.backward()
+        monitor.loss = loss
+        losses.append(loss.item())
+        return loss
+
+    optimizer.step(closure)
+    assert len(losses) > 1
+    assert monitor.results.train_loss.values.tolist() == [[pytest.approx(losses[0], rel=1e-6)]]
+
+
 class Waits(TorchDispatchMode):
     """Counts what makes the host wait for a device."""
 
@@ -268,15 +314,15 @@ def test_verdicts_and_logs_are_guarded_too(batches, monkeypatch, tmp_path):
 def test_messages(batches):
     model = make()
     optimizer = optimizer_of(model)
-    with pytest.raises(ConfigError, match="must be given; got neither"):
+    with pytest.raises(ConfigError, match=r"must be given; got neither\."):
         Monitor(model, optimizer)
-    with pytest.raises(ConfigError, match=r"unknown parameter 'hidden0.wieght'.*Did you mean 'hidden0.weight'"):
+    with pytest.raises(ConfigError, match=r"unknown parameter 'hidden0\.wieght'.*Did you mean 'hidden0.weight'"):
         Monitor(model, optimizer, groups=[["hidden0.wieght"]])
-    with pytest.raises(ConfigError, match="each parameter once; got 'hidden0.weight' twice"):
+    with pytest.raises(ConfigError, match=r"each parameter once; got 'hidden0\.weight' twice"):
         Monitor(model, optimizer, groups=[["hidden0.weight"], ["hidden0.weight"]])
     with pytest.raises(ConfigError, match="must be a list of lists"):
         Monitor(model, optimizer, groups=["hidden0.weight"])
-    with pytest.raises(ConfigError, match="`scalars` must be one of"):
+    with pytest.raises(ConfigError, match=r"`scalars` must be one of 'one', 'three', 'all'"):
         Monitor(model, optimizer, groups=[], scalars="many")
     with pytest.raises(ConfigError, match=r"whole parameters; got sharded ones \(DTensor, FSDP\)"):
         gauges.refuse_shards([SimpleNamespace(device_mesh=None)])
