@@ -75,6 +75,12 @@ ALLOWED = {  # module -> modules of the library that it may import beside those,
     "symmetries": {"powers", "probes", "jacobians"},
     "invariance": set(),
     "random_gradients": {"theory"},
+    "histories": set(),
+    "gauges": set(),
+    "verdicts": {"periods"},
+    "outlook": {"theory", "forecasts", "levels", "periods", "regimes"},
+    "monitor": {"adapters", "gauges", "histories", "outlook", "plots", "results", "symmetries", "verdicts"},
+    "adapters": set(),
     "budgets": {"periods"},
     "scorecard": {"claims"},
     "chapters": {"claims", "experiments"},
@@ -88,7 +94,7 @@ ALLOWED = {  # module -> modules of the library that it may import beside those,
 }
 TORCH = {"batches", "datasets", "devices", "networks", "normalization", "optimizers", "metrics", "stack"}
 TORCH |= {"recording", "training", "guards", "evaluation", "losses"}
-TORCH |= {"recording", "training", "preactivations", "probes", "jacobians", "symmetries"}
+TORCH |= {"preactivations", "probes", "jacobians", "symmetries", "monitor", "gauges", "adapters"}
 NO_TORCH = sorted(set(ALLOWED) - TORCH - {"__main__", "__init__"})
 
 

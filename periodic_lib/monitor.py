@@ -1,0 +1,499 @@
+r"""Watch a PyTorch training: does weight decay drive its loss spikes, by which weights, and what
+next?
+
+    monitor = Monitor(model, optimizer, example=images[:32])
+    for images, labels in loader:
+        loss = criterion(model(images), labels)
+        loss.backward()
+        monitor.loss = loss
+        optimizer.step()
+        optimizer.zero_grad()
+    print(monitor.report())
+
+It reads weights and gradients in the optimizer's own step hooks, so that accumulated, clipped and
+unscaled gradients are what it sees, and changes nothing: the training takes the same path, bit by
+bit, with and without it. The numbers stay on the device for 100 steps at a time. Should anything
+inside fail, it says so once and leaves the training alone.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import json
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+
+from periodic_lib import gauges, outlook, verdicts
+from periodic_lib.checks import integer, known_names, number, one_of
+from periodic_lib.gauges import MEASURES, ROWS, SQUARED, Gauges
+from periodic_lib.histories import History
+from periodic_lib.project import ConfigError
+
+ALL, REST = "all", "rest"  # the union of the scale-invariant groups; the other weights
+PROBE_SECONDS = 60.0
+
+
+def guarded(method: Callable) -> Callable:
+    """Let a method that the training calls never raise: it warns once and disables the monitor."""
+
+    @functools.wraps(method)
+    def call(self: Monitor, *arguments, **options):
+        if self.failure is not None:
+            return None
+        try:
+            return method(self, *arguments, **options)
+        except Exception as error:
+            self.failure = f"{type(error).__name__}: {error}"
+            self.detach()
+            warnings.warn(
+                f"the monitor failed at step {self.steps} and is off from here; the training goes "
+                f"on as it would without it. {self.failure}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+            return None
+
+    return call
+
+
+class Monitor:
+    """The instabilities of one training, told apart while it runs.
+
+    Parameters
+    ----------
+    model, optimizer : of the training, on any device.
+    example : a batch of inputs, as the model takes it: a copy of the model is probed with it for
+        the groups of weights whose common scale the outputs do not feel (`symmetries.find_groups`).
+    groups : these groups, if they are known: a list of lists of parameters or of their names; an
+        empty list if there are none. One of `example` and `groups` is needed.
+    angle_every : steps between two measurements of the angular update for optimizers with a state,
+        which take a copy of the scale-invariant weights. Plain SGD's is known at every step.
+    total_steps : steps that the training will take, for what its schedule has time for.
+    log_every : steps between rows of the logs; they are written when the ring is read.
+    csv, tensorboard : file, and folder or `SummaryWriter`, of the logs; None: no log.
+    scalars : "one" (the state), "three" (state, elr_over_equilibrium, not_before) or "all".
+    seconds : budget of the probe.
+
+    Attributes
+    ----------
+    groups : list of tuples of names. spikes : table of the spikes judged so far
+        (`verdicts.judge`). failure : what went wrong inside, or None.
+
+    Raises
+    ------
+    ConfigError : for a group that the model does not have, sharded parameters, neither `example`
+        nor `groups`.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        example: object = None,
+        groups: Sequence[Sequence[str | torch.nn.Parameter]] | None = None,
+        *,
+        angle_every: int = 10,
+        total_steps: int | None = None,
+        log_every: int = ROWS,
+        csv: Path | str | None = None,
+        tensorboard: object = None,
+        scalars: str = "three",
+        seconds: float = PROBE_SECONDS,
+    ):
+        self.angle_every = integer("angle_every", angle_every, "a whole number of at least 1", 1)
+        self.log_every = integer("log_every", log_every, "a whole number of at least 1", 1)
+        self.scalars = one_of("scalars", scalars, ("one", "three", "all"))
+        seconds = number("seconds", seconds, "a number of seconds above 0", 0, np.inf, True)
+        self.total_steps, self.optimizer = total_steps, optimizer
+        names = {id(p): name for name, p in model.named_parameters()}
+        gauges.refuse_shards(list(model.parameters()))
+        if groups is None:
+            groups = found_groups(model, example, seconds)
+        self.groups = [tuple(group) for group in named(groups, names.values(), names)]
+        self._loss_sum: list[torch.Tensor] = []
+        self.failure: str | None = None
+        self.steps = 0  # of the optimizer, seen so far
+        self._watch(dict(model.named_parameters()))
+        self._start_logs(csv, tensorboard)
+        self._handles = [
+            optimizer.register_step_pre_hook(self._before),
+            optimizer.register_step_post_hook(self._after),
+        ]
+
+    def _watch(self, parameters: dict[str, torch.nn.Parameter]) -> None:
+        """Prepare gauges and history for the groups and for the weights in none."""
+        taken = {name for group in self.groups for name in group}
+        rest = [name for name in parameters if name not in taken]
+        self._names = [*self.groups, *([tuple(rest)] if rest else [])]
+        watched = [[parameters[name] for name in group] for group in self._names]
+        self._weights = sum(p.numel() for group in watched for p in group)
+        self._invariant = sum(p.numel() for group in watched[: len(self.groups)] for p in group)
+        cells = gauges.split(watched, self.optimizer)
+        member = np.array([cell.group for cell in cells])
+        self._gauges = Gauges(cells, self.optimizer, int((member < len(self.groups)).sum()))
+        every = np.equal.outer(np.arange(len(self._names)), member)
+        union = member < len(self.groups) if self.groups else np.ones(len(cells), bool)
+        self._owner = np.vstack([union, every]).astype(float)
+        columns = 2 + len(MEASURES) * len(self._owner)  # loss, its largest, measures of groups
+        squared = [
+            2 + MEASURES.index(name) * len(self._owner) + i
+            for name in SQUARED
+            for i in range(len(self._owner))
+        ]
+        self.history = History(columns, squared=squared, largest=[1])
+        self._judged: list[dict] = []
+
+    @staticmethod
+    def find_groups(model: torch.nn.Module, example: object, seconds: float = PROBE_SECONDS):
+        """Return what `symmetries.find_groups` finds: groups of scale-invariant weights."""
+        from periodic_lib.symmetries import find_groups
+
+        return find_groups(model, example, seconds=seconds)
+
+    @staticmethod
+    def lightning(**options: object):
+        """Return a callback of Lightning; `options` as here, `example="first batch"` allowed."""
+        from periodic_lib.adapters import lightning_callback
+
+        return lightning_callback(Monitor, **options)
+
+    @staticmethod
+    def huggingface(**options: object):
+        """Return a callback of a Hugging Face trainer; `options` as for `lightning`."""
+        from periodic_lib.adapters import huggingface_callback
+
+        return huggingface_callback(Monitor, **options)
+
+    # -- in the training
+
+    @property
+    def loss(self) -> None:
+        """Loss of the step that comes: set it to a tensor, or to a number; it is not read here."""
+        return None
+
+    @loss.setter
+    def loss(self, value: torch.Tensor | float) -> None:
+        self._take_loss(value)
+
+    @guarded
+    def _take_loss(self, value: torch.Tensor | float) -> None:
+        if isinstance(value, torch.Tensor):
+            value = value.detach().mean().to(self._gauges.losses)
+        else:
+            value = torch.full_like(self._gauges.losses[0], float(value))
+        self._loss_sum.append(value)
+
+    @guarded
+    def _before(self, optimizer, arguments, options) -> tuple[tuple, dict] | None:
+        """Measure before a step; where the step is given a closure, after that has been called."""
+        self._measured = False
+        closure = options.get("closure") if len(arguments) < 2 else arguments[1]
+        if closure is None:
+            self._measure()
+            return None
+
+        def then_measure():
+            result = closure()
+            self._measure()
+            return result
+
+        others = {name: value for name, value in options.items() if name != "closure"}
+        return (arguments[0], then_measure, *arguments[2:]), others
+
+    @guarded
+    def _measure(self) -> None:
+        if self._measured:
+            return
+        self._measured, row = True, self.steps % ROWS
+        if self._loss_sum:
+            self._gauges.losses[row] = torch.stack(self._loss_sum).mean()
+            self._loss_sum = []
+        self._gauges.before(row, keep_copy=self.steps % self.angle_every == 0)
+
+    @guarded
+    def _after(self, optimizer, arguments, options) -> None:
+        self._gauges.after(self.steps % ROWS)
+        self.steps += 1
+        if self.steps % ROWS == 0:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Read the ring, judge spikes that are over, write the logs."""
+        seen = len(self.history) + self.history.first
+        rows = self.steps - seen
+        if not rows:
+            return
+        losses, sums, rates = self._gauges.read(ROWS)
+        start = seen % ROWS
+        found = gauges.measures(sums, rates, self._owner, gauges.is_plain(self.optimizer))
+        table = np.column_stack([losses, losses, found.reshape(ROWS, -1)])
+        self.history.add(table[start : start + rows])
+        self._judge()
+        self._log()
+
+    def detach(self) -> None:
+        """Take the hooks off the optimizer; what was recorded stays."""
+        for handle in getattr(self, "_handles", ()):
+            handle.remove()
+        self._handles = []
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.detach()
+
+    # -- afterwards, or in between
+
+    @property
+    def results(self) -> xr.Dataset:
+        """What was recorded so far, as `train` returns it, with one run.
+
+        `weight_norm`, `grad_norm`, `elr`, `eff_grad_norm`, `angular_update`, `radial_cosine` of all
+        scale-invariant weights together (run, step), or of all weights where none are; the same as
+        `group_...` (run, step, group) of every group and of the rest. `train_loss`, and the
+        `learning_rate` of the step. `covers` (step): how many steps a row is the mean of.
+        Coordinates `lr`, `weight_decay` and `momentum` (run) are the last ones.
+        """
+        self._flush()
+        steps, covers, rows = self.history.rows()
+        table = rows[:, 2:].astype(float).reshape(len(rows), len(MEASURES), len(self._owner))
+        by = {name: table[:, i] for i, name in enumerate(MEASURES)}
+        by["elr"] = by["lr"] / by["weight_norm"] ** 2
+        by["eff_grad_norm"] = by["grad_norm"] * by["weight_norm"]
+        loss = {"train_loss": rows[:, 0], "train_loss_largest": rows[:, 1]}
+        found = {
+            name: (("run", "step"), values[None].astype(float)) for name, values in loss.items()
+        }
+        for name, values in by.items():
+            plain = {"lr": "learning_rate", "weight_decay": "decay"}.get(name, name)
+            found[plain] = (("run", "step"), values[None, :, 0])
+            found[f"group_{plain}"] = (("run", "step", "group"), values[None, :, 1:])
+        last = {
+            name: by[name][-1:, 0] if len(rows) else [np.nan] for name in ("lr", "weight_decay")
+        }
+        places = {name: ("run", values) for name, values in last.items()}
+        places |= {name: ("run", [value]) for name, value in self._optimizer_facts().items()}
+        places |= {"init_seed": ("run", [0])}
+        places |= {"run": [0], "step": steps, "group": self._labels()}
+        data = xr.Dataset(found, places).assign(covers=("step", covers))
+        return data.assign_attrs(self._attributes())
+
+    def _labels(self) -> list[str]:
+        """Return a name for every group: its first parameter's, and how many more there are."""
+        more = [f" +{len(names) - 1}" if len(names) > 1 else "" for names in self._names]
+        found = [names[0] + extra for names, extra in zip(self._names, more, strict=True)]
+        return [*found[: len(self.groups)], *[REST] * (len(self._names) - len(self.groups))]
+
+    def _optimizer_facts(self) -> dict[str, float]:
+        first = self.optimizer.param_groups[0]
+        beta1 = first["betas"][0] if "betas" in first else np.nan
+        return {"momentum": float(first.get("momentum", 0.0)), "beta1": float(beta1)}
+
+    def _attributes(self) -> dict[str, object]:
+        name = type(self.optimizer).__name__.lower()
+        first = self.optimizer.param_groups[0]
+        kind = "adamw" if "betas" in first and first.get("decoupled_weight_decay") else name
+        return {
+            "setup": json.dumps({"optimizer": kind}),
+            "groups": len(self.groups),
+            "weights": self._weights,
+            "invariant": self._invariant,
+            "total_steps": self.total_steps or 0,
+            "steps_done": self.steps,
+        }
+
+    # -- verdicts and logs
+
+    def _judge(self) -> None:
+        """Judge the spikes that are over and not yet judged, while their steps are on record."""
+        after = self._judged[-1]["end"] if self._judged else self.history.first
+        found = self._recent_spikes()
+        known = found.over | (found.end + verdicts.CALM <= self.steps)
+        over = found[(found.start >= after) & known.astype(bool)]
+        self._judged += over.to_dict("records")
+
+    def _recent_spikes(self) -> pd.DataFrame:
+        """Return the spikes in the steps that still have a row each, in steps."""
+        steps, covers, rows = self.history.rows()
+        whole = covers == 1
+        rows, first = rows[whole].astype(float), int(steps[whole][0]) if whole.any() else 0
+        if not len(rows) or np.isnan(rows[:, 0]).all():
+            return pd.DataFrame(columns=verdicts.VERDICT_COLUMNS)
+        table = rows[:, 2:].reshape(len(rows), len(MEASURES), len(self._owner))
+        found = verdicts.judge(rows[:, 0], self._judged_groups(table))
+        places = ["start", "peak", "end"]
+        found[places] = found[places].astype(int) + first
+        return found
+
+    def _judged_groups(self, table: np.ndarray) -> dict[str, dict[str, object]]:
+        """Return the arrays of all scale-invariant weights, or of all, and of each group."""
+        names = [ALL, *self._labels()]
+        found = {}
+        for place, name in enumerate(names):
+            one = {measure: table[:, i, place] for i, measure in enumerate(MEASURES)}
+            one["eff_grad_norm"] = one["weight_norm"] * one["grad_norm"]
+            found[name] = one | {"invariant": bool(self.groups) and name != REST}
+        return found
+
+    @property
+    def spikes(self) -> pd.DataFrame:
+        """The spikes of the loss so far, with the cause of each (`verdicts.judge`), in steps; the
+        last ones may not be over.
+        """
+        self._flush()
+        after = self._judged[-1]["end"] if self._judged else self.history.first
+        found = self._recent_spikes()
+        recent = found[found.start >= after].to_dict("records")
+        return pd.DataFrame([*self._judged, *recent], columns=verdicts.VERDICT_COLUMNS)
+
+    def _start_logs(self, path: Path | str | None, tensorboard: object) -> None:
+        self._csv = None if path is None else Path(path)
+        self._board, self._logged = tensorboard, 0
+        if tensorboard is not None and not hasattr(tensorboard, "add_scalar"):
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(tensorboard))
+
+    def _log(self) -> None:
+        """Write a row of scalars, if `log_every` steps have gone by since the last."""
+        if (
+            self._csv is None and self._board is None
+        ) or self.steps - self._logged < self.log_every:
+            return
+        self._logged = self.steps
+        row = self.summary()
+        if self._board is not None:
+            for name, value in row.items():
+                self._board.add_scalar(f"periodic/{name}", value, self.steps)
+        if self._csv is not None:
+            fresh = not self._csv.exists()
+            with self._csv.open("a", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerows([["step", *row]] * fresh + [[self.steps, *row.values()]])
+
+    def summary(self) -> dict[str, float]:
+        """Return the scalars of a log: `state` is a place in `outlook.STATES`."""
+        data = self.results
+        row = {"state": float(outlook.STATES.index(outlook.state(data)))}
+        if self.scalars != "one":
+            row["elr_over_equilibrium"] = outlook.over_equilibrium(data)
+            row["not_before"] = outlook.not_before(data)
+        if self.scalars == "all":
+            last = data.isel(run=0, step=-1)
+            row |= {str(n): float(v) for n, v in last.data_vars.items() if v.ndim == 0}
+        return row
+
+    def report(self, schedule: Sequence[float] | None = None) -> str:
+        """Return what there is to say, in up to eight lines; `schedule`: learning rates to come."""
+        data, spikes = self.results, self.spikes
+        words = outlook.report(data, spikes, schedule)
+        if self.failure is not None:
+            words = f"The monitor is off since step {self.steps}: {self.failure}.\n{words}"
+        return words
+
+    def states(self) -> dict[str, str]:
+        """Return the present state of every group of scale-invariant weights."""
+        data = self.results
+        names = self._labels()[: len(self.groups)]
+        return {name: outlook.state(data, name) for name in names}
+
+    def plot(self):
+        """Return a figure of loss, norm, effective gradient and step over the record."""
+        from periodic_lib.plots import plot_one_run
+
+        data = self.results
+        marks = outlook.breaks_and_passages(data).start if self.groups else []
+        return plot_one_run(data, destabilizations=list(marks))
+
+    def save(self, path: Path | str) -> Path:
+        """Write `results` as netCDF, which `periodic_lib.results.load` reads."""
+        from periodic_lib.results import save
+
+        return save(self.results, path)
+
+    # -- resuming
+
+    def state_dict(self) -> dict[str, object]:
+        """Return what `load_state_dict` takes back, of plain numbers and tensors."""
+        self._flush()
+        kept = {"steps": self.steps, "logged": self._logged, "groups": self.groups}
+        history = self.history.state()
+        history["levels"] = [torch.from_numpy(rows) for rows in history["levels"]]
+        judged = [{name: _plain(value) for name, value in row.items()} for row in self._judged]
+        return kept | {"judged": judged, "history": history}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Go on from a state that `state_dict` returned.
+
+        Raises
+        ------
+        ConfigError : if it is of other groups.
+        """
+        if [tuple(group) for group in state["groups"]] != self.groups:
+            raise ConfigError(
+                f"`state` must be of the same groups; got one of {len(state['groups'])} groups, "
+                f"this monitor has {len(self.groups)}. Make it with the groups of the state."
+            )
+        self.steps, self._logged = state["steps"], state["logged"]
+        self._judged = list(state["judged"])
+        self.history.load(state["history"])
+
+
+# ---------------------------------------------------------------- which weights
+
+
+def found_groups(model: torch.nn.Module, example: object, seconds: float) -> list[tuple[str, ...]]:
+    """Return the groups that the probe finds, each weight in the first group that has it."""
+    if example is None:
+        raise ConfigError(
+            "one of `example` and `groups` must be given; got neither. Pass a batch of inputs as "
+            "`example`, for a probe, or the groups of scale-invariant weights as `groups`."
+        )
+    with torch.random.fork_rng():  # the training's random numbers are not ours
+        found = Monitor.find_groups(model, example, seconds)
+    taken: set[str] = set()
+    groups = []
+    for group in found.groups:
+        if not taken & set(group.names):
+            groups.append(tuple(group.names))
+            taken |= set(group.names)
+    return groups
+
+
+def named(
+    groups: Sequence[Sequence[str | torch.nn.Parameter]],
+    legal: Iterable[str],
+    names: dict[int, str],
+) -> list[list[str]]:
+    """Return `groups` as names; `names`: of parameters by identity.
+
+    Raises
+    ------
+    ConfigError : for a name or a parameter that the model does not have, or one in two groups.
+    """
+    legal, found = list(legal), []
+    for group in groups:
+        if isinstance(group, str):
+            raise ConfigError(
+                f"`groups` must be a list of lists; got {group!r} in it. Write [[...]]."
+            )
+        found.append([p if isinstance(p, str) else names.get(id(p), "?") for p in group])
+    flat = [name for group in found for name in group]
+    known_names("parameter", flat, legal)
+    twice = sorted({name for name in flat if flat.count(name) > 1})
+    if twice:
+        raise ConfigError(f"`groups` must have each parameter once; got {twice[0]!r} twice.")
+    return found
+
+
+def _plain(value: object) -> object:
+    """Return a NumPy scalar as Python's, which every checkpoint can hold."""
+    return value.item() if isinstance(value, np.generic) else value
