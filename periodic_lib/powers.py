@@ -45,18 +45,20 @@ def null_basis(rows: np.ndarray, limit: float) -> tuple[np.ndarray, tuple[float,
 
 def powers_of_groups(
     basis: np.ndarray, sizes: np.ndarray, order: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the powers of groups and of rescalings that together span the symmetries, (n, K) each.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the powers of groups and of rescalings, that together span the symmetries, and of
+    overlapping groups, (n, K) each.
 
     `basis`: of the null space, (K, d); `sizes`: numbers of weights of the tensors; `order`: their
-    places in the order of use. Groups have no tensor in common: the smallest come first.
+    places in the order of use. Groups have no tensor in common: the smallest come first. What is
+    left of the smallest group of every tensor overlaps them.
 
     Parameters of x = (u w + r): u and w rescale, and r grows with either.
 
     >>> basis = np.array([[1, 0], [0, 1], [1, 1]])
-    >>> groups, rescalings = powers_of_groups(basis, sizes=[4, 9, 4], order=[0, 1, 2])
-    >>> groups.tolist(), rescalings.tolist()
-    ([[0.0, 1.0, 1.0]], [[1.0, -1.0, 0.0]])
+    >>> groups, rescalings, others = powers_of_groups(basis, sizes=[4, 9, 4], order=[0, 1, 2])
+    >>> groups.tolist(), rescalings.tolist(), others.tolist()
+    ([[0.0, 1.0, 1.0]], [[1.0, -1.0, 0.0]], [[1.0, 0.0, 1.0]])
     """
     sizes, order = np.asarray(sizes, float), np.asarray(order, float)
     cost = 1 + 1e-2 * (1 - sizes / sizes.max()) + 1e-3 * (1 - order / max(1, order.max()))
@@ -65,9 +67,10 @@ def powers_of_groups(
     found = _unique(smallest_group(basis, place, cost) for place in places)
     found.sort(key=lambda powers: (not _equal(powers), (powers > 0) @ cost))
     groups: list[np.ndarray] = []
+    others: list[np.ndarray] = []
     for powers in found:
-        if not any((powers * other).any() for other in groups):
-            groups.append(powers)
+        shared = any((powers * other).any() for other in groups)
+        (others if shared else groups).append(powers)
     groups.sort(key=lambda powers: np.flatnonzero(powers)[0])
     mixed = _unique(sparsest(basis, place, cost) for place in places)
     mixed.sort(key=lambda powers: (np.abs(powers) > 0) @ cost)
@@ -77,7 +80,7 @@ def powers_of_groups(
             span.append(powers)
             rescalings.append(powers * np.sign(powers[np.flatnonzero(powers)[0]]))
     shape = (-1, len(basis))
-    return np.reshape(groups, shape), np.reshape(rescalings, shape)
+    return np.reshape(groups, shape), np.reshape(rescalings, shape), np.reshape(others, shape)
 
 
 def smallest_group(basis: np.ndarray, place: int, cost: np.ndarray) -> np.ndarray | None:

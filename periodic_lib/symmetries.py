@@ -82,15 +82,17 @@ class Rescaling:
 class Symmetries:
     """The scaling symmetries of a model, see `find_groups`.
 
-    `tied`: the names of each tensor that has more than one; `untested`: what was not looked for,
-    and why, empty if everything was; `gap`: the largest singular value that counted as 0 and the
-    smallest that did not.
+    `overlapping`: further smallest groups, which share tensors with those that count, so that both
+    cannot be scaled at once; `tied`: the names of each tensor that has more than one; `untested`:
+    what was not looked for, and why, empty if everything was; `gap`: the largest singular value
+    that counted as 0 and the smallest that did not.
     """
 
     groups: tuple[Group, ...]
     dead: tuple[str, ...]
     rescalings: tuple[Rescaling, ...]
     approximate: tuple[Group, ...]
+    overlapping: tuple[Group, ...]
     tied: tuple[tuple[str, ...], ...]
     tensors: int
     frozen: int
@@ -160,6 +162,8 @@ def _report(found: Symmetries, most: int) -> Iterator[str]:
     if found.rescalings:
         texts = "; ".join(str(one) for one in found.rescalings[:most])
         yield f"Rescalings, not counted ({len(found.rescalings)}): {texts}."
+    for group in found.overlapping[:most]:
+        yield f"Invariant too, but not counted, as it shares tensors with the groups: {group}."
     for group in found.approximate:
         yield f"Only nearly invariant, not counted: {group}, error {group.error:.1g}."
     if found.frozen:
@@ -222,14 +226,15 @@ def find_groups(
         basis, gap = measured.null_space(~alone & ~dead, measured.limits[0])
         wide, _ = measured.null_space(~alone & ~dead & ~near, NEARLY)
     sizes, order = measured.probe.sizes, measured.probe.order
-    joint, rescalings = powers_of_groups(basis, sizes, order)
+    joint, rescalings, others = powers_of_groups(basis, sizes, order)
     powers = np.vstack([np.eye(len(dead))[alone], joint])
     powers = powers[np.argsort((powers > 0).argmax(axis=1))]  # in the model's order
     nearly = np.vstack([np.eye(len(dead))[near], powers_of_groups(wide, sizes, order)[0]])
     checked = _Check(measured.probe, clock, measured.limits[1], margins)
     good, approximate = checked.groups(powers, nearly)
+    overlapping = checked.overlapping(others)
     held = [one for one in rescalings if clock.left < 0 or checked.error(one) <= checked.limit]
-    return checked.result(good, approximate, held, dead, untested, gap)
+    return checked.result(good, approximate, overlapping, held, dead, untested, gap)
 
 
 # ---------------------------------------------------------------- checks on the outputs
@@ -273,6 +278,14 @@ class _Check:
                 approximate.append(group)
         return good, approximate
 
+    def overlapping(self, powers: np.ndarray) -> list[Group]:
+        """Return the groups of these powers that hold, while there is time."""
+        found = []
+        for one in powers:
+            if self.clock.left > 0 and (error := self.error(one)) <= self.limit:
+                found.append(self.group(one, error, None))
+        return found
+
     def fails_below(self, powers: np.ndarray) -> float:
         """Return the norm of a group below which the model's own epsilons change the outputs
         by 1 %, compared to those at a large norm.
@@ -313,7 +326,7 @@ class _Check:
             fails_below=fails_below,
         )
 
-    def result(self, good, approximate, rescalings, dead, untested, gap) -> Symmetries:
+    def result(self, good, approximate, overlapping, rescalings, dead, untested, gap) -> Symmetries:
         """Return all that was found."""
         names = [shared[0] for shared in self.probe.names]
         return Symmetries(
@@ -321,6 +334,7 @@ class _Check:
             dead=tuple(names[place] for place in np.flatnonzero(dead)),
             rescalings=tuple(_rescaling(names, powers) for powers in rescalings),
             approximate=tuple(approximate),
+            overlapping=tuple(overlapping),
             tied=tuple(shared for shared in self.probe.names if len(shared) > 1),
             tensors=len(names),
             frozen=self.probe.frozen,

@@ -143,6 +143,16 @@ def test_names_and_their_order_do_not_matter(options):
 # ---------------------------------------------------------------- networks with known symmetries
 
 
+def test_groups_that_share_a_tensor_are_named_and_not_counted():
+    model, example = FOREIGN["group normalization"].make()
+    found, doubled = find_groups(model, example), doubling(model, example)
+    assert [set(group.names) for group in found.overlapping] == [{"1.weight", "1.bias", "3.bias"}]
+    assert doubled(found.overlapping[0].names) < 1e-6
+    assert doubled([name for group in found.groups for name in group.names]) < 1e-6  # all groups at once
+    assert doubled({*found.groups[1].names, *found.overlapping[0].names}) > 1e-3  # but not these two
+    assert "as it shares tensors with the groups: 1.weight, 1.bias, 3.bias" in str(found)
+
+
 class Unequal(nn.Module):
     """u + v^2, normalized: v has half the power of u."""
 
@@ -427,7 +437,7 @@ def test_null_space_of_a_random_matrix_with_known_powers():
     assert basis.shape == (6, 2)
     assert np.linalg.matrix_rank(np.hstack([basis, known])) == 2
     assert gap[0] < 1e-14 < 1e-3 < gap[1]
-    groups, rescalings = powers.powers_of_groups(basis, np.ones(6), np.arange(6))
+    groups, rescalings, _ = powers.powers_of_groups(basis, np.ones(6), np.arange(6))
     assert groups.tolist() in ([[1, 1, 0, 0, 0.5, 0]], [[2, 2, 0, 0, 1, 0]])
     assert rescalings.tolist() == [[0, 0, 1, -1, 0, 0]]
 
@@ -439,7 +449,7 @@ def test_groups_do_not_depend_on_the_basis_or_the_order(seed):
     sizes, use = np.array([9, 4, 5, 3, 3, 7, 2]), np.arange(7)
     mixed, order = chance.integers(-2, 3, (3, 3)), chance.permutation(7)
     mixed = mixed + 7 * np.eye(3)
-    groups, rescalings = powers.powers_of_groups((known @ mixed)[order], sizes[order], use[order])
+    groups, rescalings, _ = powers.powers_of_groups((known @ mixed)[order], sizes[order], use[order])
     found = {frozenset(order[np.flatnonzero(one)].tolist()) for one in groups}
     assert found == {frozenset({0, 2}), frozenset({3, 4})} or found == {frozenset({0, 1, 2}), frozenset({3, 4})}
     assert len(rescalings) == 1
@@ -449,11 +459,11 @@ def test_equal_powers_are_preferred():
     basis = np.array(
         [[1, 0], [0.5, 0.5], [0, 1], [0.5, -0.5]]
     )  # a = (1, 1/2, 0, 1/2) has the same sum as (1, 1, 1, 0)
-    groups, _ = powers.powers_of_groups(basis, np.ones(4), np.arange(4))
+    groups, *_ = powers.powers_of_groups(basis, np.ones(4), np.arange(4))
     assert groups.tolist() == [[1, 1, 1, 0]]
 
 
 def test_without_symmetries_there_is_nothing():
-    groups, rescalings = powers.powers_of_groups(np.empty((3, 0)), np.ones(3), np.arange(3))
+    groups, rescalings, _ = powers.powers_of_groups(np.empty((3, 0)), np.ones(3), np.arange(3))
     assert groups.shape == rescalings.shape == (0, 3)
     assert powers.null_basis(np.empty((4, 0)), 1e-8)[0].shape == (0, 0)
