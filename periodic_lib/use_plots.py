@@ -16,6 +16,7 @@ from periodic_lib import plots
 from periodic_lib.clipping import clipped_norm
 
 MARKERS = "oDsv^P*"
+CLOSE = 0.75  # of the norm without a limit: lines above would hide each other
 
 
 def plot_tasks(tasks: Mapping[str, pd.DataFrame]) -> Figure:
@@ -42,10 +43,11 @@ def plot_tasks(tasks: Mapping[str, pd.DataFrame]) -> Figure:
 
 
 def plot_limits(results: xr.Dataset, table: pd.DataFrame) -> Figure:
-    """Plot the norm against the step for every limit, of the first seed, and where it ends.
+    """Plot the norm against the step under limits, of the first seed, and where it ends.
 
-    `table`: of `clipping.guard_table`. Runs with skipped steps are left out. Right: a point for
-    every run, filled where the second half has no break, the balance at the limit dashed, and the
+    `table`: of `clipping.guard_table`. Runs with skipped steps are left out, on the left also
+    limits under which the norm ends within `CLOSE` of that without one. Right: a point for every
+    run, filled where the second half has no break, the balance at the limit dashed, and the
     range of the runs without a limit.
     """
     clipped = table[~np.isfinite(table["skip_above"])]
@@ -60,16 +62,18 @@ def plot_limits(results: xr.Dataset, table: pd.DataFrame) -> Figure:
 
 def _norms(ax: Axes, results: xr.Dataset, clipped: pd.DataFrame) -> None:
     """Draw a line for every limit, named at its end; the darkest one has none."""
-    colors = plt.cm.viridis(np.linspace(0, 0.85, len(clipped)))
+    free = clipped.loc[clipped["clip_norm"].isna(), "norm_end"].min()
+    clipped = clipped[clipped["clip_norm"].isna() | (clipped["norm_end"] < CLOSE * free)]
+    colors = plt.cm.viridis(np.linspace(0, 0.75, len(clipped)))
     ordered = clipped.sort_values("clip_norm", ascending=False, na_position="first")
     for row, color in zip(ordered.itertuples(), colors, strict=True):
         norm = results["weight_norm"].sel(run=row.run)
         word = f"{row.clip_norm:g}" if np.isfinite(row.clip_norm) else "no limit"
         ax.semilogy(norm["step"], norm, lw=1.3, color=color)
-        look = {"va": "bottom", "ha": "right", "color": color, "fontsize": 8.5}
-        at, shift = (float(norm["step"][-1]), row.norm_end), (0, 1)
-        ax.annotate(word, at, shift, textcoords="offset points", **look)
-    ax.set(xlabel="step", ylabel="weight norm")
+        look = {"va": "center", "color": color, "fontsize": 9}
+        at = float(norm["step"][-1]), row.norm_end
+        ax.annotate(word, at, (4, 0), textcoords="offset points", **look)
+    ax.set(xlabel="step", ylabel="weight norm", xlim=(0, 1.24 * results.sizes["step"]))
 
 
 def _ends(ax: Axes, results: xr.Dataset, clipped: pd.DataFrame) -> None:
