@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from periodic_lib.breaks import moved
 from periodic_lib.periods import as_table, find_destabilizations
 from periodic_lib.project import ConfigError
 from periodic_lib.results import setup_of
@@ -102,3 +103,19 @@ def split_by_break(tasks: pd.DataFrame, soon: float, after: float) -> pd.DataFra
     groups = tasks.assign(when=when).pivot_table(["steps", "elr"], "run", "when")
     wanted = pd.MultiIndex.from_product([["elr", "steps"], ["late", "soon"]])
     return groups.reindex(columns=wanted).dropna()
+
+
+def moved_gains(
+    results: xr.Dataset, tries: int, soon: float = 0.5, after: float = 0.5
+) -> pd.Series:
+    """Return what `split_by_break` finds with the breaks of every run moved to other times.
+
+    The null of "long after minus soon after": mean steps of the late tasks minus those of the soon
+    ones, of every run, indexed by (try, run); `breaks.moved` with the seeds 0 to `tries` - 1.
+    """
+    breaks, found = find_destabilizations(results), {}
+    for seed in range(tries):
+        tasks = task_table(results, breaks=moved(breaks, results, seed))
+        halves = split_by_break(tasks, soon, after)["steps"]
+        found[seed] = halves["late"] - halves["soon"]
+    return pd.concat(found, names=["try"])

@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 
 from periodic_lib import Record, Run, Setup, train
-from periodic_lib.plasticity import last_over_first, split_by_break, task_table
+from periodic_lib.plasticity import last_over_first, moved_gains, split_by_break, task_table
 from periodic_lib.project import ConfigError
 
 
@@ -83,3 +83,13 @@ def test_tasks_are_split_by_the_steps_since_a_break():
     assert (halves.late - halves.soon).tolist() == [40, 20]
     alone = split_by_break(table[table.run == 0].assign(run=[0, 7]), 0.5, 0.5)
     assert not len(alone)  # no run with both
+
+
+def test_moved_breaks_give_a_gain_for_every_try():
+    errors = np.ones((4, 51))
+    errors[:, 3::5] = 0  # every task learned after 30 to 60 steps
+    one = [record(row, steps=1000) for row in errors]
+    runs = xr.concat([each.assign_coords(run=[i]) for i, each in enumerate(one)], "run")
+    gains = moved_gains(runs, tries=3)
+    assert gains.index.names == ["try", "run"]
+    assert (gains == 0).all()  # each task takes as long: nothing to gain
