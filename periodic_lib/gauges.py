@@ -8,13 +8,14 @@ device, from which `measures` makes norms, angles and cosines on the host, in fl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from periodic_lib.checks import known_names
 from periodic_lib.project import ConfigError
 
 ROWS = 100  # steps between two copies to the host
@@ -67,6 +68,30 @@ def refuse_shards(parameters: Sequence[torch.nn.Parameter]) -> None:
                 "`model` must have whole parameters; got sharded ones (DTensor, FSDP), whose norms "
                 "no single process knows. Monitor an unsharded training of a smaller model instead."
             )
+
+
+def named(
+    groups: Sequence[Sequence[str | torch.nn.Parameter]], names: Mapping[int, str]
+) -> list[list[str]]:
+    """Return `groups` as names; `names`: of parameters by identity.
+
+    Raises
+    ------
+    ConfigError : for a name or a parameter that the model does not have, or one in two groups.
+    """
+    found = []
+    for group in groups:
+        if isinstance(group, str):
+            raise ConfigError(
+                f"`groups` must be a list of lists; got {group!r} in it. Write [[...]]."
+            )
+        found.append([p if isinstance(p, str) else names.get(id(p), "?") for p in group])
+    flat = [name for group in found for name in group]
+    known_names("parameter", flat, list(names.values()))
+    twice = sorted({name for name in flat if flat.count(name) > 1})
+    if twice:
+        raise ConfigError(f"`groups` must have each parameter once; got {twice[0]!r} twice.")
+    return found
 
 
 def split(groups: Sequence[Sequence[torch.nn.Parameter]], optimizer) -> list[Cell]:

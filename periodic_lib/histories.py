@@ -1,6 +1,6 @@
 """A record that stays small: the newest rows as they are, older ones averaged in longer blocks.
 
-NumPy only.
+NumPy and xarray only.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 
 
@@ -96,4 +97,37 @@ class History:
     def load(self, state: Mapping[str, object]) -> None:
         """Take back what `state` returned."""
         self.first = state["first"]
-        self.levels = [np.array(rows, np.float32) for rows in state["levels"]]
+        self.levels = [np.asarray(rows, np.float32) for rows in state["levels"]]
+
+
+def as_dataset(
+    history: History, measures: Sequence[str], groups: Sequence[str]
+) -> tuple[xr.Dataset, dict[str, float]]:
+    """Return a monitor's record as a data set of one run, and its last rates.
+
+    Parameters
+    ----------
+    history : rows of the loss, the largest loss, and `measures` of all invariant weights together
+        and of every group, measure after measure.
+    groups : names of the groups.
+
+    Returns
+    -------
+    data set (run, step) of all together, `group_...` (run, step, group), with `covers` (step), and
+    the last `lr` and `weight_decay`.
+    """
+    steps, covers, rows = history.rows()
+    table = rows[:, 2:].astype(float).reshape(len(rows), len(measures), len(groups) + 1)
+    by = {name: table[:, i] for i, name in enumerate(measures)}
+    by["elr"] = by["lr"] / by["weight_norm"] ** 2
+    by["eff_grad_norm"] = by["grad_norm"] * by["weight_norm"]
+    loss = {"train_loss": rows[:, 0], "train_loss_largest": rows[:, 1]}
+    found = {name: (("run", "step"), values[None].astype(float)) for name, values in loss.items()}
+    for name, values in by.items():
+        word = {"lr": "learning_rate", "weight_decay": "decay"}.get(name, name)
+        found[word] = (("run", "step"), values[None, :, 0])
+        found[f"group_{word}"] = (("run", "step", "group"), values[None, :, 1:])
+    places = {"run": [0], "step": steps, "group": list(groups)}
+    data = xr.Dataset(found, places).assign(covers=("step", covers))
+    names = ("lr", "weight_decay")
+    return data, {name: float(by[name][-1, 0]) if len(rows) else np.nan for name in names}

@@ -18,11 +18,10 @@ inside fail, it says so once and leaves the training alone.
 
 from __future__ import annotations
 
-import csv
 import functools
 import json
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +30,10 @@ import torch
 import xarray as xr
 
 from periodic_lib import gauges, outlook, verdicts
-from periodic_lib.checks import integer, known_names, number, one_of
+from periodic_lib.checks import integer, number, one_of
 from periodic_lib.gauges import MEASURES, ROWS, SQUARED, Gauges
-from periodic_lib.histories import History
+from periodic_lib.histories import History, as_dataset
+from periodic_lib.logs import Logs
 from periodic_lib.project import ConfigError
 
 ALL, REST = "all", "rest"  # the union of the scale-invariant groups; the other weights
@@ -116,12 +116,12 @@ class Monitor:
         gauges.refuse_shards(list(model.parameters()))
         if groups is None:
             groups = found_groups(model, example, seconds)
-        self.groups = [tuple(group) for group in named(groups, names.values(), names)]
+        self.groups = [tuple(group) for group in gauges.named(groups, names)]
         self._loss_sum: list[torch.Tensor] = []
         self.failure: str | None = None
         self.steps = 0  # of the optimizer, seen so far
         self._watch(dict(model.named_parameters()))
-        self._start_logs(csv, tensorboard)
+        self._logs = None if csv is None and tensorboard is None else Logs(csv, tensorboard)
         self._handles = [
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(self._after),
@@ -263,28 +263,10 @@ class Monitor:
         Coordinates `lr`, `weight_decay` and `momentum` (run) are the last ones.
         """
         self._flush()
-        steps, covers, rows = self.history.rows()
-        table = rows[:, 2:].astype(float).reshape(len(rows), len(MEASURES), len(self._owner))
-        by = {name: table[:, i] for i, name in enumerate(MEASURES)}
-        by["elr"] = by["lr"] / by["weight_norm"] ** 2
-        by["eff_grad_norm"] = by["grad_norm"] * by["weight_norm"]
-        loss = {"train_loss": rows[:, 0], "train_loss_largest": rows[:, 1]}
-        found = {
-            name: (("run", "step"), values[None].astype(float)) for name, values in loss.items()
-        }
-        for name, values in by.items():
-            plain = {"lr": "learning_rate", "weight_decay": "decay"}.get(name, name)
-            found[plain] = (("run", "step"), values[None, :, 0])
-            found[f"group_{plain}"] = (("run", "step", "group"), values[None, :, 1:])
-        last = {
-            name: by[name][-1:, 0] if len(rows) else [np.nan] for name in ("lr", "weight_decay")
-        }
-        places = {name: ("run", values) for name, values in last.items()}
-        places |= {name: ("run", [value]) for name, value in self._optimizer_facts().items()}
-        places |= {"init_seed": ("run", [0])}
-        places |= {"run": [0], "step": steps, "group": self._labels()}
-        data = xr.Dataset(found, places).assign(covers=("step", covers))
-        return data.assign_attrs(self._attributes())
+        data, rates = as_dataset(self.history, MEASURES, self._labels())
+        facts = rates | self._optimizer_facts() | {"init_seed": 0}
+        places = {name: ("run", [value]) for name, value in facts.items()}
+        return data.assign_coords(places).assign_attrs(self._attributes())
 
     def _labels(self) -> list[str]:
         """Return a name for every group: its first parameter's, and how many more there are."""
@@ -354,30 +336,9 @@ class Monitor:
         recent = found[found.start >= after].to_dict("records")
         return pd.DataFrame([*self._judged, *recent], columns=verdicts.VERDICT_COLUMNS)
 
-    def _start_logs(self, path: Path | str | None, tensorboard: object) -> None:
-        self._csv = None if path is None else Path(path)
-        self._board, self._logged = tensorboard, 0
-        if tensorboard is not None and not hasattr(tensorboard, "add_scalar"):
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(tensorboard))
-
     def _log(self) -> None:
-        """Write a row of scalars, if `log_every` steps have gone by since the last."""
-        if (
-            self._csv is None and self._board is None
-        ) or self.steps - self._logged < self.log_every:
-            return
-        self._logged = self.steps
-        row = self.summary()
-        if self._board is not None:
-            for name, value in row.items():
-                self._board.add_scalar(f"periodic/{name}", value, self.steps)
-        if self._csv is not None:
-            fresh = not self._csv.exists()
-            with self._csv.open("a", newline="") as file:
-                writer = csv.writer(file)
-                writer.writerows([["step", *row]] * fresh + [[self.steps, *row.values()]])
+        if self._logs is not None and self.steps - self._logs.last >= self.log_every:
+            self._logs.write(self.steps, self.summary())
 
     def summary(self) -> dict[str, float]:
         """Return the scalars of a log: `state` is a place in `outlook.STATES`."""
@@ -424,7 +385,7 @@ class Monitor:
     def state_dict(self) -> dict[str, object]:
         """Return what `load_state_dict` takes back, of plain numbers and tensors."""
         self._flush()
-        kept = {"steps": self.steps, "logged": self._logged, "groups": self.groups}
+        kept = {"steps": self.steps, "groups": self.groups}
         history = self.history.state()
         history["levels"] = [torch.from_numpy(rows) for rows in history["levels"]]
         judged = [{name: _plain(value) for name, value in row.items()} for row in self._judged]
@@ -442,7 +403,9 @@ class Monitor:
                 f"`state` must be of the same groups; got one of {len(state['groups'])} groups, "
                 f"this monitor has {len(self.groups)}. Make it with the groups of the state."
             )
-        self.steps, self._logged = state["steps"], state["logged"]
+        self.steps = state["steps"]
+        if self._logs is not None:
+            self._logs.last = self.steps
         self._judged = list(state["judged"])
         self.history.load(state["history"])
 
@@ -466,32 +429,6 @@ def found_groups(model: torch.nn.Module, example: object, seconds: float) -> lis
             groups.append(tuple(group.names))
             taken |= set(group.names)
     return groups
-
-
-def named(
-    groups: Sequence[Sequence[str | torch.nn.Parameter]],
-    legal: Iterable[str],
-    names: dict[int, str],
-) -> list[list[str]]:
-    """Return `groups` as names; `names`: of parameters by identity.
-
-    Raises
-    ------
-    ConfigError : for a name or a parameter that the model does not have, or one in two groups.
-    """
-    legal, found = list(legal), []
-    for group in groups:
-        if isinstance(group, str):
-            raise ConfigError(
-                f"`groups` must be a list of lists; got {group!r} in it. Write [[...]]."
-            )
-        found.append([p if isinstance(p, str) else names.get(id(p), "?") for p in group])
-    flat = [name for group in found for name in group]
-    known_names("parameter", flat, legal)
-    twice = sorted({name for name in flat if flat.count(name) > 1})
-    if twice:
-        raise ConfigError(f"`groups` must have each parameter once; got {twice[0]!r} twice.")
-    return found
 
 
 def _plain(value: object) -> object:

@@ -3,9 +3,9 @@
     python tests/benchmarks/monitor_cost.py [--pairs 8] [--batch 64] [--write]
 
 Steps with the monitor and without alternate on one network, so that both see the same machine; processor time, which
-others on the machine disturb less than the clock. `hooks_share` is the time spent in the monitor's own code over that of a
-whole step, `paired_ratio` the median over pairs of (with - without) / without. `read_share` is that of reading
-and judging, once in 100 steps. With --write the rows go to data/benchmarks/monitor.csv.
+others on the machine disturb less than the clock. `hooks_share` is the time spent in the monitor's own code over that
+of a whole step, `paired_ratio` the median over pairs of (with - without) / without, `read_share` that of reading and
+judging, once in 100 steps. With --write the rows go to data/benchmarks/monitor.csv.
 """
 
 from __future__ import annotations
