@@ -7,8 +7,10 @@ The libraries are imported when a callback is made, and nowhere else.
 from __future__ import annotations
 
 import functools
+import importlib
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 
@@ -127,6 +129,51 @@ def lightning_callback(make: Callable, **options: object):
     return MonitorCallback(make, options)
 
 
+class _ForHuggingFace(_Carrier):
+    """Hands the losses of a Hugging Face training to a monitor."""
+
+    @carefully
+    def on_train_begin(self, args, state, control, model=None, optimizer=None, **more) -> None:
+        optimizer = getattr(optimizer, "optimizer", optimizer)  # as accelerate wraps it
+        self._hook_to(model)
+        self._parts = model, optimizer, state.max_steps
+        self._resume(args, state)
+        if not self._waits or self._restored is not None:
+            self._begin(*self._parts)
+
+    def _hook_to(self, model) -> None:
+        self._hook = model.register_forward_hook(self._read, with_kwargs=True)
+
+    def _resume(self, args, state) -> None:
+        path = Path(args.output_dir) / f"checkpoint-{state.global_step}" / STATE_FILE
+        if state.global_step and path.exists():
+            self._restored = torch.load(path)
+
+    @carefully
+    def _read(self, model, arguments, options, output) -> None:
+        if not model.training:
+            return
+        if self.monitor is None:
+            self._hook.remove()  # the probe's copy of the model must not call this
+            self._begin(*self._parts, example_of(options or arguments))
+            self._hook_to(model)
+        loss = output.get("loss") if isinstance(output, Mapping) else output[0]
+        if isinstance(loss, torch.Tensor) and loss.dim() == 0:
+            self.monitor.loss = loss
+
+    @carefully
+    def on_save(self, args, state, control, **more) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if self.monitor is not None and folder.is_dir():
+            torch.save(self._state(), folder / STATE_FILE)
+
+    @carefully
+    def on_train_end(self, args, state, control, **more) -> None:
+        self._hook.remove()
+        if self.monitor is not None:
+            self.monitor.detach()
+
+
 def huggingface_callback(make: Callable, **options: object):
     """Return a `transformers.TrainerCallback` whose `monitor` is made by `make`.
 
@@ -140,48 +187,8 @@ def huggingface_callback(make: Callable, **options: object):
     """
     transformers = _imported("transformers", "transformers")
 
-    class MonitorCallback(_Carrier, transformers.TrainerCallback):
+    class MonitorCallback(_ForHuggingFace, transformers.TrainerCallback):
         """Hands the losses of a Hugging Face training to a monitor."""
-
-        @carefully
-        def on_train_begin(self, args, state, control, model=None, optimizer=None, **more) -> None:
-            optimizer = getattr(optimizer, "optimizer", optimizer)  # as accelerate wraps it
-            self._hook = model.register_forward_hook(self._read, with_kwargs=True)
-            self._parts = model, optimizer, state.max_steps
-            self._resume(args, state)
-            if not self._waits or self._restored is not None:
-                self._begin(*self._parts)
-
-        def _resume(self, args, state) -> None:
-            from pathlib import Path
-
-            path = Path(args.output_dir) / f"checkpoint-{state.global_step}" / STATE_FILE
-            if state.global_step and path.exists():
-                self._restored = torch.load(path)
-
-        @carefully
-        def _read(self, model, arguments, options, output) -> None:
-            if not model.training:
-                return
-            if self.monitor is None:
-                self._begin(*self._parts, example_of(options or arguments))
-            loss = output.get("loss") if isinstance(output, Mapping) else output[0]
-            if isinstance(loss, torch.Tensor) and loss.dim() == 0:
-                self.monitor.loss = loss
-
-        @carefully
-        def on_save(self, args, state, control, **more) -> None:
-            from pathlib import Path
-
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            if self.monitor is not None and folder.is_dir():
-                torch.save(self._state(), folder / STATE_FILE)
-
-        @carefully
-        def on_train_end(self, args, state, control, **more) -> None:
-            self._hook.remove()
-            if self.monitor is not None:
-                self.monitor.detach()
 
     return MonitorCallback(make, options)
 
@@ -193,8 +200,6 @@ def _imported(module: str, package: str):
     ------
     ConfigError : if it is not installed.
     """
-    import importlib
-
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

@@ -228,7 +228,7 @@ class Monitor:
         """Read the ring, judge spikes that are over, write the logs."""
         seen = len(self.history) + self.history.first
         rows = self.steps - seen
-        if not rows:
+        if not rows or self.failure is not None:
             return
         losses, sums, rates = self._gauges.read(ROWS)
         start = seen % ROWS

@@ -1,6 +1,8 @@
 """The adapters: in Lightning's and Hugging Face's trainers the monitor sees what it sees in a plain loop."""
 
+import copy
 import importlib.util
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -189,6 +191,24 @@ def test_first_batch_and_faults(name, fit, tmp_path, monkeypatch):
     assert len(seen) == 1
     assert seen[0]["x"].shape == (BATCH, 1, 8, 8)
     assert "labels" not in seen[0]
+
+
+@pytest.mark.parametrize(("name", "fit"), [("lightning", lightning_fit), ("huggingface", huggingface_fit)])
+def test_a_probe_may_copy_and_call_the_model(name, fit, plain, tmp_path, monkeypatch):
+    library("lightning" if name == "lightning" else "transformers")
+
+    def probe(model, example, seconds):
+        twin = copy.deepcopy(model)
+        twin.net(example["x"])
+        if name == "huggingface":
+            twin(**example, labels=torch.zeros(BATCH, dtype=torch.long))
+        return SimpleNamespace(groups=[SimpleNamespace(names=tuple(group)) for group in GROUPS])
+
+    monkeypatch.setattr(Monitor, "find_groups", probe)
+    callback = getattr(Monitor, name)(example="first batch")
+    fit(tmp_path, callback, STEPS)
+    assert callback.monitor.failure is None
+    same(callback.monitor.results, plain)
 
 
 def test_messages():

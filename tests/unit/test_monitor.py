@@ -309,6 +309,8 @@ def test_verdicts_and_logs_are_guarded_too(batches, monkeypatch, tmp_path):
     monkeypatch.setattr(verdicts, "judge", lambda *_: 1 / 0)
     with pytest.warns(RuntimeWarning, match="ZeroDivisionError"):
         fit(model, optimizer, batches, monitor)
+    monkeypatch.undo()
+    assert monitor.report().startswith("The monitor is off since step 100: ZeroDivisionError")
 
 
 def test_messages(batches):
