@@ -32,6 +32,7 @@ CLAIM_KEYS = (
 )  # fmt: skip
 LIMITS = "limits"  # optional key: name -> number of the rule, which quotes it as {name}
 NOTE = "note"  # optional key: what a reader must know to weigh the claim
+ELSEWHERE = "elsewhere"  # optional key: verdict -> the processor on which it was measured instead
 STABILITY_COLUMNS = ("claim", "shift", "verdict")
 NOT_TESTED = {"verdict": "not tested", "outcomes": {}, "measured": "", "paper_scale": "not run"}
 
@@ -58,7 +59,8 @@ def declared() -> dict[str, dict]:
 def _checked_entry(claim: str, entry: Mapping) -> dict:
     if not isinstance(entry, Mapping):
         raise ConfigError(f"{file()}: claim {claim!r} must be a mapping; got {entry!r}.")
-    known_names(f"key of claim {claim!r} in {file().name}", entry, (*CLAIM_KEYS, LIMITS, NOTE))
+    legal = (*CLAIM_KEYS, LIMITS, NOTE, ELSEWHERE)
+    known_names(f"key of claim {claim!r} in {file().name}", entry, legal)
     missing = [key for key in CLAIM_KEYS if key not in entry]
     if missing:
         keys = ", ".join(CLAIM_KEYS)
@@ -66,8 +68,12 @@ def _checked_entry(claim: str, entry: Mapping) -> dict:
     one_of(f"topic of claim {claim}", entry["topic"], TOPICS)
     one_of(f"kind of claim {claim}", entry["kind"], KINDS)
     one_of(f"verdict of claim {claim}", entry["verdict"], VERDICTS)
+    elsewhere = entry.get(ELSEWHERE) or {}
+    for word in elsewhere:
+        one_of(f"verdict elsewhere of claim {claim}", word, VERDICTS)
     limits = _checked_limits(claim, entry.get(LIMITS) or {})
-    return {**entry, LIMITS: limits, "rule": _filled(claim, str(entry["rule"]), limits)}
+    rule = _filled(claim, str(entry["rule"]), limits)
+    return {**entry, LIMITS: limits, ELSEWHERE: elsewhere, "rule": rule}
 
 
 def _checked_limits(claim: str, limits: object) -> dict[str, float]:
@@ -237,8 +243,11 @@ def number_of(word: str, records: Mapping[str, dict]) -> int:
 
 
 def differs(entry: Mapping, found: Mapping) -> bool:
-    """Whether a claim was tested and its measured verdict is not the acknowledged one."""
-    return found["verdict"] not in ("not tested", entry["verdict"])
+    """Whether a claim was tested and its measured verdict is not an acknowledged one.
+
+    Acknowledged are its `verdict`, and those that were measured on another processor.
+    """
+    return found["verdict"] not in ("not tested", entry["verdict"], *entry[ELSEWHERE])
 
 
 def changed(records: Mapping[str, dict]) -> list[str]:

@@ -71,6 +71,8 @@ def _row(claim: str, entry: Mapping, found: Mapping, stayed: str | None) -> str:
     """Return a row that opens: the claim and its verdict; inside, what it is judged by and on."""
     mark = f" ⚠ acknowledged: {entry['verdict']}" if claims.differs(entry, found) else ""
     scale = found["paper_scale"]
+    others = {entry["verdict"]: "acknowledged"} | entry[claims.ELSEWHERE]
+    others.pop(found["verdict"], None)
     lines = {
         "Measured here": found["measured"],
         "At the paper's scale": "" if scale == "not run" else scale,
@@ -79,6 +81,11 @@ def _row(claim: str, entry: Mapping, found: Mapping, stayed: str | None) -> str:
         "Rule": entry["rule"],
         "Fixed": entry["fixed"],
         "Note": entry.get(claims.NOTE, ""),
+        "On another processor": "; ".join(
+            f"{verdict} ({where})" for verdict, where in others.items()
+        )
+        if entry[claims.ELSEWHERE]
+        else "",
         SEEDS_HEAD: stayed or "",
     }
     return ROW.format(

@@ -266,6 +266,19 @@ def test_the_scorecard_marks_a_verdict_that_is_not_the_acknowledged_one(project)
     assert "**holds** (few: 1 of 1, 21% to 100%)\n" in page
 
 
+def test_a_verdict_of_another_processor_is_acknowledged_and_shown(project):
+    file = project / "data" / "claims" / "claims.yml"
+    file.write_text(FILE.replace("  verdict: holds\n", "  verdict: holds\n  elsewhere: {fails: AVX-512}\n", 1))
+    for outcome, other in ((False, "holds (acknowledged)"), (True, "fails (AVX-512)")):
+        Chapter("01_one", "classroom").check("works", {"seed 0": outcome}, "0")
+        records = claims.read_records(claims.records_folder())
+        assert claims.changed(records) == []
+        assert scorecard.page(records).count(f"- *On another processor*: {other}\n") == 1
+    file.write_text(FILE.replace("  verdict: holds\n", "  verdict: holds\n  elsewhere: {perhaps: AVX-512}\n", 1))
+    with pytest.raises(ConfigError, match=r"`verdict elsewhere of claim works` must be one of .*'perhaps'"):
+        claims.declared()
+
+
 def test_only_a_measured_verdict_can_be_a_change(project):
     assert claims.changed({}) == []
     Chapter("01_one", "smoke").check("works", {"seed 0": False}, "41.9")
