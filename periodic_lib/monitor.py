@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import functools
 import json
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -35,8 +36,9 @@ from periodic_lib.gauges import MEASURES, ROWS, SQUARED, Gauges
 from periodic_lib.histories import History, as_dataset
 from periodic_lib.logs import Logs
 from periodic_lib.project import ConfigError
+from periodic_lib.results import origin
 
-ALL, REST = "all", "rest"  # the union of the scale-invariant groups; the other weights
+ALL, REST = "all", "rest"  # the scale-invariant groups under decay together; the other weights
 PROBE_SECONDS = 60.0
 
 
@@ -120,6 +122,7 @@ class Monitor:
         self._loss_sum: list[torch.Tensor] = []
         self.failure: str | None = None
         self.steps = 0  # of the optimizer, seen so far
+        self._attached, self._seconds = time.perf_counter(), 0.0  # until the last step
         self._watch(dict(model.named_parameters()))
         self._logs = None if csv is None and tensorboard is None else Logs(csv, tensorboard)
         self._handles = [
@@ -139,7 +142,9 @@ class Monitor:
         member = np.array([cell.group for cell in cells])
         self._gauges = Gauges(cells, self.optimizer, int((member < len(self.groups)).sum()))
         every = np.equal.outer(np.arange(len(self._names)), member)
-        union = member < len(self.groups) if self.groups else np.ones(len(cells), bool)
+        followed = self._decayed(watched) if self.groups else list(range(len(watched)))
+        self._followed = sum(p.numel() for i in followed for p in watched[i])
+        union = np.isin(member, followed)
         self._owner = np.vstack([union, every]).astype(float)
         columns = 2 + len(MEASURES) * len(self._owner)  # loss, its largest, measures of groups
         squared = [
@@ -149,6 +154,19 @@ class Monitor:
         ]
         self.history = History(columns, squared=squared, largest=[1])
         self._judged: list[dict] = []
+
+    def _decayed(self, watched: list[list[torch.nn.Parameter]]) -> list[int]:
+        """Return the places of the scale-invariant groups that weight decay shrinks; of all, if
+        none.
+        """
+        decays = {
+            id(weights): group.get("weight_decay", 0)
+            for group in self.optimizer.param_groups
+            for weights in group["params"]
+        }
+        places = range(len(self.groups))
+        shrunk = [i for i in places if any(decays.get(id(p), 0) for p in watched[i])]
+        return shrunk or list(places)
 
     @staticmethod
     def find_groups(model: torch.nn.Module, example: object, seconds: float = PROBE_SECONDS):
@@ -235,6 +253,7 @@ class Monitor:
         found = gauges.measures(sums, rates, self._owner, gauges.is_plain(self.optimizer))
         table = np.column_stack([losses, losses, found.reshape(ROWS, -1)])
         self.history.add(table[start : start + rows])
+        self._seconds = time.perf_counter() - self._attached
         self._judge()
         self._log()
 
@@ -256,8 +275,9 @@ class Monitor:
     def results(self) -> xr.Dataset:
         """What was recorded so far, as `train` returns it, with one run.
 
-        `weight_norm`, `grad_norm`, `elr`, `eff_grad_norm`, `angular_update`, `radial_cosine` of all
-        scale-invariant weights together (run, step), or of all weights where none are; the same as
+        `weight_norm`, `grad_norm`, `elr`, `eff_grad_norm`, `angular_update`, `radial_cosine` of the
+        scale-invariant weights under weight decay together (run, step; of all scale-invariant ones
+        where decay shrinks none, of all weights where none is scale-invariant); the same as
         `group_...` (run, step, group) of every group and of the rest. `train_loss`, and the
         `learning_rate` of the step. `covers` (step): how many steps a row is the mean of.
         Coordinates `lr`, `weight_decay` and `momentum` (run) are the last ones.
@@ -283,11 +303,18 @@ class Monitor:
         name = type(self.optimizer).__name__.lower()
         first = self.optimizer.param_groups[0]
         kind = "adamw" if "betas" in first and first.get("decoupled_weight_decay") else name
+        setup = {"optimizer": kind, "network": "your own", "steps": self.total_steps or self.steps}
         return {
-            "setup": json.dumps({"optimizer": kind}),
+            "setup": json.dumps(setup),
+            **origin(),
+            "seconds": self._seconds,
+            "device": str(first["params"][0].device),
+            "instructions": torch.backends.cpu.get_cpu_capability(),
+            "torch_version": str(torch.__version__),
             "groups": len(self.groups),
             "weights": self._weights,
             "invariant": self._invariant,
+            "followed": self._followed,
             "total_steps": self.total_steps or 0,
             "steps_done": self.steps,
         }

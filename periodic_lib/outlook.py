@@ -126,7 +126,7 @@ def over_equilibrium(results: xr.Dataset) -> float:
         gradient = np.sqrt(np.nanmean(one["eff_grad_norm"][-RECENT:] ** 2))
         balance = theory.equilibrium_norm(*rates, gradient, float(results.momentum[0]))
     elif kind == "adamw":
-        weights = results.attrs["invariant"]
+        weights = results.attrs["followed"]
         balance = theory.equilibrium_norm_adamw(*rates, weights, float(results.beta1[0]))
     else:
         return np.nan
@@ -249,8 +249,8 @@ def advice(results: xr.Dataset, factor: float = 0.5) -> pd.Series:
             "each step): no further jump of this kind",
             "exclude": "decay only the other weights, and hold the norm of these: the same, and "
             "the regularization of the others stays",
-            "clipping": "do not clip the global gradient against it: the large gradient is what "
-            "drives the norm back up",
+            "clipping": "do not skip the steps of a break: the next batch breaks, too. A fixed "
+            "limit on the gradient's norm, below a break's, held the norm up instead (chapter 18)",
         }
     )
 

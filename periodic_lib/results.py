@@ -53,20 +53,26 @@ def with_provenance(
     """
     for name, variable in dataset.data_vars.items():
         variable.attrs["long_name"], variable.attrs["units"] = LABELS[str(name)]
-    created = datetime.datetime.now(datetime.UTC)
     return dataset.assign_attrs(
         setup=json.dumps(setup.to_dict()),
         record=json.dumps(record.to_dict()),
         settings=digest(settings_of(setup, runs, record, data_digest)),
         code=code_digest(),
         seconds=seconds,
-        created=created.isoformat(timespec="seconds"),
-        git_revision=_git_revision(),
-        python_version=platform.python_version(),
-        numpy_version=np.__version__,
-        xarray_version=xr.__version__,
+        **origin(),
         **facts,
     )
+
+
+def origin() -> dict[str, str]:
+    """Return when and with what something is made now, for its attributes."""
+    return {
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "git_revision": _git_revision(),
+        "python_version": platform.python_version(),
+        "numpy_version": np.__version__,
+        "xarray_version": xr.__version__,
+    }
 
 
 def _git_revision() -> str:
@@ -302,7 +308,7 @@ def provenance(dataset: xr.Dataset) -> str:
 
 def _steps(dataset: xr.Dataset) -> str:
     """Return the number of steps, or how many of them have been done so far."""
-    steps = setup_of(dataset).steps
+    steps = json.loads(dataset.attrs["setup"])["steps"]
     done = int(dataset.attrs.get("steps_done", steps))
     return f"{steps}" if done == steps else f"{done} (so far, of {steps})"
 

@@ -15,7 +15,7 @@ from periodic_lib import Record, Run, Setup, gauges, outlook, train
 from periodic_lib.histories import History
 from periodic_lib.monitor import Monitor
 from periodic_lib.project import ConfigError
-from periodic_lib.results import load
+from periodic_lib.results import load, provenance
 from periodic_lib.stack import Stack
 
 HIDDEN = [[f"hidden{i}.weight"] for i in range(3)]
@@ -160,6 +160,28 @@ def test_rates_of_every_group_and_of_schedules(batches):
     optimizer.param_groups[0]["lr"] = 0.7
     fit(model, optimizer, batches, monitor, steps=1)
     assert float(monitor.results.group_learning_rate[0, -1, 0]) == pytest.approx(0.7)
+
+
+def test_what_decay_does_not_shrink_is_not_followed(batches):
+    model = make()
+    kernels, others = ["hidden0.weight"], ["hidden1.weight", "hidden2.weight"]
+    named = dict(model.named_parameters())
+    parts = [{"params": [named[n] for n in kernels], "weight_decay": 0.1}, {"params": [named[n] for n in others]}]
+    monitor = Monitor(model, torch.optim.SGD(parts, 0.1), groups=[[n] for n in (*kernels, *others)])
+    fit(model, monitor.optimizer, batches, monitor, steps=30)
+    found = monitor.results
+    assert found.weight_norm.values == pytest.approx(found.group_weight_norm.isel(group=0).values)
+    undecayed = Monitor(model, torch.optim.SGD(model.parameters(), 0.1), groups=HIDDEN)
+    fit(model, undecayed.optimizer, batches, undecayed, steps=30)
+    all_three = np.sqrt((undecayed.results.group_weight_norm[..., :3] ** 2).sum("group"))
+    assert undecayed.results.weight_norm.values == pytest.approx(all_three.values)
+
+
+def test_its_record_says_when_and_with_what_it_was_made(batches):
+    model = make()
+    monitor = Monitor(model, optimizer_of(model), groups=HIDDEN, total_steps=30)
+    fit(model, monitor.optimizer, batches, monitor, steps=20)
+    assert provenance(monitor.results).startswith("1 runs of 20 (so far, of 30) steps on cpu (")
 
 
 def test_only_real_steps_count(batches):

@@ -119,7 +119,13 @@ def record(norm, gradient, optimizer="sgd", lr=0.1, decay=1e-2, momentum=0.0, gr
     data = {name: (("run", "step"), value[None]) for name, value in values.items()}
     facts = {"lr": lr, "weight_decay": decay, "momentum": momentum, "beta1": 0.9}
     places = {name: ("run", [value]) for name, value in facts.items()}
-    attributes = {"setup": json.dumps({"optimizer": optimizer}), "groups": groups, "invariant": 10, "weights": 20}
+    attributes = {
+        "setup": json.dumps({"optimizer": optimizer}),
+        "groups": groups,
+        "invariant": 10,
+        "followed": 10,
+        "weights": 20,
+    }
     found = xr.Dataset(data, {"run": [0], "step": np.arange(len(norm))} | places)
     found = found.assign(covers=("step", np.ones(len(norm), int)))
     return found.assign_attrs(attributes, steps_done=len(norm), total_steps=total)
@@ -194,7 +200,7 @@ def test_periods_left_and_advice():
     remedies = outlook.advice(data)
     gained = np.log(2) / (2 * 0.05 * 1e-2)
     assert f"decay needs {gained:,.0f} steps" in remedies["learning rate"]
-    assert "do not clip" in remedies["clipping"]
+    assert "do not skip" in remedies["clipping"]
     assert outlook.advice(record(np.full(1000, 3.0), 1.0)).empty
 
 
