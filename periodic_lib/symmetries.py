@@ -187,17 +187,13 @@ def find_groups(
 
     Parameters
     ----------
-    model : torch.nn.Module
-        Any module of floating tensors; those with ``requires_grad`` False are left out.
-    example : tensor, tuple or dict
-        Inputs as the model takes them: one, positional ones, or named ones. A few examples are
-        enough; batch normalization needs at least three.
-    seconds : float
-        Time to spend. If it does not suffice, only tensors that are invariant on their own are
-        looked for, at last in single precision, and the result says so (`untested`).
-    margins : bool
-        Whether to measure the norm below which an epsilon breaks a group (`fails_below`): three
-        more passes for each.
+    model : any module of floating tensors; those with `requires_grad` False are left out.
+    example : inputs as the model takes them: a tensor, a tuple of them, or a dict of named ones. A
+        few examples are enough; batch normalization needs at least three.
+    seconds : time to spend. If it does not suffice, only tensors that are invariant on their own
+        are looked for, at last in single precision, and the result says so (`untested`).
+    margins : whether to measure the norm below which an epsilon breaks a group (`fails_below`):
+        three more passes for each.
 
     Raises
     ------

@@ -54,12 +54,14 @@ def test_readme_commands_run(arguments, capsys):
     assert cli.main(arguments) == 0
 
 
-def test_readme_python_runs(tmp_path):
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-2000:]
-    medians = [float(line.split()[1]) for line in done.stdout.splitlines() if re.match(r"^\d", line)]
+def test_readme_python_runs():
+    codes = re.findall(r"```python\n(.*?)```", README, re.S)
+    command = [sys.executable, "-W", "error", "-c"]
+    done = [subprocess.run([*command, code], capture_output=True, text=True, cwd=ROOT) for code in codes]
+    assert [one.returncode for one in done] == [0, 0], [one.stderr[-2000:] for one in done]
+    medians = [float(line.split()[1]) for line in done[0].stdout.splitlines() if re.match(r"^\d", line)]
     assert len(medians) >= 2  # periods were found, as the text promises
+    assert "1 scale-invariant groups" in done[1].stdout
 
 
 @pytest.mark.parametrize("command", list(shown_commands()))
