@@ -237,28 +237,57 @@ def follow_the_reader(app, pagename, templatename, context, doctree):
 
 
 CODE = re.compile(r"(?<!`)`([^`]+)`(?!`)([\w(]?)")
+BOLD = "\0"  # stands for ** until other asterisks are escaped
 LITERAL = re.compile(r"(``[^`]+``|>>>.*)")
+
+
+ITEM = re.compile(r"(\S.*?) : (.*)")
 
 
 def in_rst(app, what, name, object_, options, lines):
     """Let a docstring, which is written for readers of the source, say the same in reStructuredText.
 
-    `code` becomes code, and |x| and * are no markup.
+    Its sections (`Parameters`, `Raises`, ...) become bold words and lists, `code` becomes code, and |x| and * are no
+    markup.
     """
+    text = "\n".join(sections_in_rst(lines))
     text = CODE.sub(
-        lambda m: f"``{m[1]}``" + (f"\\ {m[2]}" if m[2] else ""),
-        "\n".join(lines),
+        lambda m: f"``{m[1]}``" + (f"\\ {m[2]}" if m[2] else ""), text
     )
     parts = LITERAL.split(text)
     parts[::2] = [re.sub(r"([|*])", r"\\\1", part) for part in parts[::2]]
-    lines[:] = "".join(parts).split("\n")
+    lines[:] = "".join(parts).replace(BOLD, "**").split("\n")
+
+
+def sections_in_rst(lines):
+    """Yield the lines with every `name : text` of a section as an item of a list."""
+    inside, indent, rule = False, "", re.compile("-{3,}")
+    for line, after in zip(lines, [*lines[1:], ""], strict=True):
+        item = ITEM.fullmatch(line)
+        if rule.fullmatch(after):
+            inside, indent = True, ""
+            yield f"{BOLD}{line}{BOLD}"
+        elif rule.fullmatch(line):
+            yield ""
+        elif line.startswith(">>>"):
+            inside = False
+            yield line
+        elif inside and item:
+            indent = "  "
+            yield f"- {BOLD}{item[1]}{BOLD}: {item[2]}"
+        elif inside and line.startswith("    "):
+            yield indent + line.strip()
+        else:
+            yield line
 
 
 MENDED = {
     # fonts loaded in advance, which a browser refuses to a page opened from a folder
     re.compile(r'<link rel="preload" as="font"[^>]*>\n?'): "",
     # roles that no longer exist
-    re.compile(r' role="(doc-biblioentry|doc-backlink|list(?=" class="citation-list))"'): "",
+    re.compile(
+        r' role="(doc-biblioentry|doc-backlink|list(?=" class="citation-list))"'
+    ): "",
     # the search page's own field, beside the one that the theme has on every page
     re.compile(
         r'(id="search-input".*)id="search-input"', re.S
@@ -279,7 +308,6 @@ def mend_pages(app, error):
 def setup(app):
     """Register the role and the directives."""
     app.setup_extension("sphinx.ext.autodoc")
-    app.setup_extension("sphinx.ext.napoleon")
     app.connect("html-page-context", without_thebe, priority=999)
     app.connect("html-page-context", follow_the_reader, priority=999)
     app.connect(

@@ -108,3 +108,44 @@ def test_a_page_shows_them_with_the_numbers_of_the_build(project):
     assert '<span class="result">2</span> of <span class="result">3</span> hold.' in shown
     assert "The one" in shown
     assert 'It is <span class="result">42</span> long.' in shown
+
+
+DOCSTRING = """Do a thing to `x`s, where |x| < 1.
+
+Parameters
+----------
+x : what it is done to, shape (n, *shape),
+    or a number.
+y, z : others.
+
+Returns
+-------
+what came of it,
+    and more.
+
+>>> double(|2|)
+4"""
+IN_RST = r"""Do a thing to ``x``\ s, where \|x\| < 1.
+
+**Parameters**
+
+- **x**: what it is done to, shape (n, \*shape),
+  or a number.
+- **y, z**: others.
+
+**Returns**
+
+what came of it,
+and more.
+
+>>> double(|2|)
+4"""
+
+
+def test_a_docstring_says_the_same_on_its_page():
+    spec = importlib.util.spec_from_file_location("periodic_book", EXTENSION)
+    extension = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(extension)
+    lines = DOCSTRING.split("\n")
+    extension.in_rst(None, "function", "double", None, {}, lines)
+    assert "\n".join(lines) == IN_RST
