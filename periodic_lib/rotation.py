@@ -68,6 +68,26 @@ def neuron_turns(results: xr.Dataset) -> pd.DataFrame:
     return table[["run", "neuron", "layer", "turn", "typical", "ratio", "held"]]
 
 
+def turns_by_kind(variants: Mapping[tuple[str, object], xr.Dataset]) -> pd.DataFrame:
+    """Return `neuron_turns` of a varied experiment in one table.
+
+    Parameters
+    ----------
+    variants : (parameter, value) -> result, as `experiments.run_variants` returns it.
+
+    Returns
+    -------
+    the columns of `neuron_turns`, a column named as the parameter with its value, and `kind`, the
+    name of the layer after its last point: "queries" of "block0.queries".
+    """
+    tables = [
+        neuron_turns(each).assign(**{parameter: value})
+        for (parameter, value), each in variants.items()
+    ]
+    both = pd.concat(tables, ignore_index=True)
+    return both.assign(kind=both.layer.str.split(".").str[-1])
+
+
 def share_within(ratio: pd.Series, within: float) -> float:
     """Return the share of ratios in [1 - within, 1 + within].
 

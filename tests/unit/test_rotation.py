@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 
 from periodic_lib import theory
-from periodic_lib.rotation import expected_turn, neuron_turns
+from periodic_lib.rotation import expected_turn, neuron_turns, turns_by_kind
 
 STEPS = 40
 
@@ -49,3 +49,11 @@ def test_the_expected_turn_knows_the_optimizer():
     sgd, adamw = (expected_turn(record(name)).item() for name in ("sgd", "adamw"))
     assert sgd == pytest.approx(np.sqrt(2e-3), rel=1e-3)
     assert adamw == pytest.approx(np.sqrt(2e-3 * 0.1 / 1.9), rel=1e-2)
+
+
+def test_turns_of_variants_stand_in_one_table():
+    table = turns_by_kind({("qk_norm", True): record(), ("qk_norm", False): record("adamw")})
+    assert len(table) == 4
+    assert table.groupby("qk_norm").size().to_dict() == {False: 2, True: 2}
+    assert table.kind.tolist() == ["weight", "values"] * 2
+    assert table.ratio.to_numpy() == pytest.approx(np.array([1, np.sqrt(2)] * 2))
