@@ -72,7 +72,7 @@ class History:
         over = len(kept) - self.capacity
         if over > 0:
             move = max(self.capacity // 2, over)
-            move -= move % 2
+            move += move % 2
             self._append(level + 1, self._merged(kept[:move]))
             kept = kept[move:]
         self.levels[level] = kept
