@@ -55,7 +55,7 @@ class Question:
     def judge(self, given: object) -> Verdict:
         """Return whether an answer is right; if it is an expected wrong one, what was missed.
 
-        |given - answer| <= tolerance |answer|, for each number; where the answer is 0, <= tolerance.
+        |given - answer| <= tolerance |answer|, for each number; <= tolerance if the answer is 0.
 
         >>> Question([2.0]).judge(2.01).right, Question([2.0]).judge(1).right
         (True, False)
@@ -78,7 +78,7 @@ class Question:
         if given is None or given is ...:
             return None
         if self.choices:
-            word = given.strip().lower() if isinstance(given, str) else given
+            word = given.strip().lower() if isinstance(given, str) else shown(given)
             return one_of("answer", word, self.choices)
         values = np.ravel(np.asarray(given, dtype=object)).tolist()
         if any(value is ... for value in values):

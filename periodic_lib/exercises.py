@@ -69,16 +69,21 @@ def declared() -> dict[str, dict[int, dict]]:
     return content
 
 
-def texts(chapter: str) -> dict[int, tuple[str, str]]:
-    """Return number -> text and solution of the exercises in a chapter's notebook."""
-    cells = notebooks.read(root() / "book" / f"{chapter}.ipynb")["cells"]
+def texts(notebook: Mapping) -> dict[int, tuple[str, dict]]:
+    """Return number -> text and solution cell of the exercises in a chapter's notebook.
+
+    >>> text = {"cell_type": "markdown", "source": "**1.** How long?\\n\\n## Next"}
+    >>> cell = {"cell_type": "code", "metadata": {"tags": ["solution"]}, "source": "5"}
+    >>> texts({"cells": [text, cell]})[1][0]
+    'How long?'
+    """
     found, waiting = {}, []
-    for cell in cells:
+    for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
             waiting += [(int(n), text.strip()) for n, text in TEXT.findall(notebooks.source(cell))]
         elif "solution" in cell["metadata"].get("tags", []) and waiting:
             count, text = waiting.pop(0)
-            found[count] = (text, notebooks.source(cell))
+            found[count] = (text, cell)
     return found
 
 
@@ -90,7 +95,8 @@ def load(chapter: str, records: Mapping[str, dict]) -> list[Exercise]:
     ConfigError : if book/exercises.yml and the chapter have not the same exercises, if a value
     cannot be used, or if an expected wrong answer would be accepted.
     """
-    entries, there = declared()[chapter], texts(chapter)
+    there = texts(notebooks.read(root() / "book" / f"{chapter}.ipynb"))
+    entries = declared()[chapter]
     if set(entries) != set(there):
         raise ConfigError(
             f"{chapter} has the exercises {sorted(there)}, and book/exercises.yml for it "
@@ -100,7 +106,12 @@ def load(chapter: str, records: Mapping[str, dict]) -> list[Exercise]:
 
 
 def _exercise(
-    chapter: str, count: int, entry: Mapping, text: str, solution: str, records: Mapping[str, dict]
+    chapter: str,
+    count: int,
+    entry: Mapping,
+    text: str,
+    solution: Mapping,
+    records: Mapping[str, dict],
 ) -> Exercise:
     label, question, missing = f"{chapter[:2]}.{count}", None, ""
     try:
@@ -110,7 +121,7 @@ def _exercise(
     return Exercise(
         label=label,
         text=text,
-        solution=solution,
+        solution=notebooks.source(solution),
         kind=one_of(f"kind of exercise {label}", entry["kind"], KINDS),
         level=integer(f"level of exercise {label}", entry["level"], "from 1 to 3", 1, 3),
         minutes=integer(f"minutes of exercise {label}", entry["minutes"], "from 1 to 90", 1, 90),
