@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from periodic_lib import notebooks, theory
@@ -19,7 +19,7 @@ from periodic_lib.project import ConfigError, read_yaml, root
 
 KINDS = ("by hand", "by slider", "by code")
 NEEDED = ("kind", "level", "minutes", "ask", "hint", "answer", "wrong")
-KEYS = (*NEEDED, "choices", "tolerance", "stub")
+OPTIONAL = ("choices", "tolerance", "stub")
 TEXT = re.compile(r"^\*\*(\d+)\.\*\* (.*?)(?=^\*\*\d+\.\*\*|^#|\Z)", re.MULTILINE | re.DOTALL)
 FUNCTIONS = {"exp": math.exp, "ln": math.log, "sqrt": math.sqrt}
 NODES = (ast.Expression, ast.Constant, ast.List, ast.BinOp, ast.UnaryOp, ast.operator, ast.unaryop)
@@ -60,13 +60,31 @@ def declared() -> dict[str, dict[int, dict]]:
     content = read_yaml(path)
     known_names(f"chapter in {path.name}", content, notebooks.chapters())
     for chapter, entries in content.items():
+        if not isinstance(entries, Mapping) or not all(type(count) is int for count in entries):
+            raise ConfigError(
+                f"{chapter} in {path.name} must be a mapping of numbers to exercises; "
+                f"got {shown(entries)}."
+            )
         for count, entry in entries.items():
             where = f"exercise {count} of {chapter} in {path.name}"
-            known_names(f"key of {where}", entry, KEYS)
-            missing = [key for key in NEEDED if key not in entry]
-            if missing:
-                raise ConfigError(f"{where} must have {', '.join(NEEDED)}; {missing} missing.")
+            check_keys(where, entry, NEEDED, OPTIONAL)
+            for wrong in entry["wrong"]:
+                check_keys(f"wrong answer of {where}", wrong, ("answer", "why"))
     return content
+
+
+def check_keys(
+    where: str, entry: object, needed: Sequence[str], optional: Sequence[str] = ()
+) -> None:
+    """Raise `ConfigError` unless an entry is a mapping that has all of `needed`, and nothing but
+    these and `optional`.
+    """
+    if not isinstance(entry, Mapping):
+        raise ConfigError(f"{where} must be a mapping of {', '.join(needed)}; got {shown(entry)}.")
+    known_names(f"key of {where}", entry, (*needed, *optional))
+    missing = [key for key in needed if key not in entry]
+    if missing:
+        raise ConfigError(f"{where} must have {', '.join(needed)}; {missing} missing.")
 
 
 def texts(notebook: Mapping) -> dict[int, tuple[str, dict]]:
@@ -125,8 +143,8 @@ def _exercise(
         kind=one_of(f"kind of exercise {label}", entry["kind"], KINDS),
         level=integer(f"level of exercise {label}", entry["level"], "from 1 to 3", 1, 3),
         minutes=integer(f"minutes of exercise {label}", entry["minutes"], "from 1 to 90", 1, 90),
-        ask=" ".join(entry["ask"].split()),
-        stub=entry.get("stub", "").strip(),
+        ask=" ".join(str(entry["ask"]).split()),
+        stub=str(entry.get("stub", "")).strip(),
         question=question,
         missing=missing,
     )
@@ -144,10 +162,10 @@ def _question(label: str, entry: Mapping, result: Callable[[str], float]) -> Que
     bound = "a number between 0 and 1"
     question = Question(
         answer=read(entry["answer"]),
-        hint=" ".join(entry["hint"].split()),
+        hint=" ".join(str(entry["hint"]).split()),
         tolerance=number(f"tolerance of {where}", entry.get("tolerance", 0.02), bound, 0, 1, True),
         choices=choices,
-        wrong=tuple((read(wrong["answer"]), wrong["why"]) for wrong in entry["wrong"]),
+        wrong=tuple((read(wrong["answer"]), str(wrong["why"])) for wrong in entry["wrong"]),
     )
     for answer, why in question.wrong:
         if question.judge(answer).right:

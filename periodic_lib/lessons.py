@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from periodic_lib import execution, exercises
+from periodic_lib import execution, exercises, notebooks
 from periodic_lib.checks import integer, known_names
 from periodic_lib.project import ConfigError, read_yaml, root
 
 KEYS = ("title", "goals", "sessions")
 SESSION_KEYS = ("title", "minutes", "steps")
-STEP_KEYS = ("minutes", "do", "exercises", "trains")
+STEP_KEYS, STEP_OPTIONAL = ("minutes", "do"), ("exercises", "trains")
 HEAD = "| From minute | Minutes | What | Exercises | Training, if there are no results |"
 
 
@@ -24,9 +24,9 @@ def declared() -> dict[str, dict]:
     plans = read_yaml(root() / "book" / "lessons.yml")
     known = _minutes_of_exercises()
     for name, entry in plans.items():
-        known_names(f"key of plan {name!r}", entry, KEYS)
+        exercises.check_keys(f"plan {name!r}", entry, KEYS)
         for session in entry["sessions"]:
-            known_names(f"key of a session of {name!r}", session, SESSION_KEYS)
+            exercises.check_keys(f"a session of plan {name!r}", session, SESSION_KEYS)
             _check_minutes(f"session {session['title']!r}", session, known)
     return plans
 
@@ -43,8 +43,9 @@ def _minutes_of_exercises() -> dict[str, int]:
 def _check_minutes(where: str, session: Mapping, known: Mapping[str, int]) -> None:
     total = 0
     for step in session["steps"]:
-        known_names(f"key of a step of {where}", step, STEP_KEYS)
+        exercises.check_keys(f"a step of {where}", step, STEP_KEYS, STEP_OPTIONAL)
         labels = step.get("exercises", [])
+        known_names("chapter", filter(None, [step.get("trains")]), notebooks.chapters())
         known_names(f"exercise of {where}", labels, tuple(known))
         need = max(1, sum(known[label] for label in labels))
         meaning = f"at least {need}, for its exercises"

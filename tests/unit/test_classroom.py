@@ -221,6 +221,13 @@ def declare(monkeypatch, change, chapter="01_scale_invariance", count=1):
         (lambda all_, one: one.update(choices=["a", "b"]), "`exercise 01.1` must be one of 'a', 'b'"),
         (lambda all_, one: one.update(hnit="x"), "unknown key of exercise 1 .*'hnit'.*Did you mean 'hint'"),
         (lambda all_, one: one.pop("hint"), r"must have kind, .*\['hint'\] missing"),
+        (
+            lambda all_, one: one["wrong"].append(3),
+            "wrong answer of exercise 1 .* must be a mapping of answer, why; got 3",
+        ),
+        (lambda all_, one: one["wrong"][0].pop("why"), r"must have answer, why; \['why'\] missing"),
+        (lambda all_, one: all_.update({1: "x"}), "exercise 1 of .* must be a mapping of kind, .*; got 'x'"),
+        (lambda all_, one: all_.update({"2b": one}), "must be a mapping of numbers to exercises; got"),
         (lambda all_, one: all_.pop(2), r"has the exercises \[1, 2, 3\], and .* \[1, 3\]: they must be the same"),
         (lambda all_, one: all_.update({4: one}), r"and book/exercises.yml for it \[1, 2, 3, 4\]"),
     ],
@@ -251,6 +258,8 @@ def test_plans_add_up_and_say_when_they_do_not(monkeypatch):
         ([step], "must take its 90 minutes; they take 30"),
         ([{**step, "minutes": 5}], "`minutes of a step of session 'S'` must be at least 6, for its exercises"),
         ([{**step, "exercises": ["01.9"]}], "unknown exercise of session 'S' '01.9'"),
+        ([{**step, "trains": "04_x"}], "unknown chapter '04_x'"),
+        ([{"minutes": 90}], r"a step of session 'S' must have minutes, do; \['do'\] missing"),
         ([{**step, "who": "x"}], "unknown key of a step of session 'S' 'who'"),
     ):
         session = {"title": "S", "minutes": 90, "steps": steps}
@@ -285,6 +294,17 @@ def test_archives_verify_and_do_not_depend_on_when_they_were_made(packed, tmp_pa
     os.utime(tmp_path / "one.zip", (0, 0))
     classroom.archive(tmp_path / "other.zip", files)
     assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "other.zip").read_bytes()
+
+
+def test_the_book_is_packed_where_it_is_rendered(packed, tmp_path, monkeypatch):
+    monkeypatch.setenv("PERIODIC_ROOT", str(packed.parents[1]))
+    page = packed.parents[1] / "build" / "smoke" / "html" / "_build" / "html" / "_static" / "a.css"
+    page.parent.mkdir(parents=True)
+    for path in (page, page.parents[1] / "index.html"):
+        path.write_text(path.name)
+    assert not [line for line in classroom._archives(tmp_path, [], "smoke") if "book.zip" in line]
+    with zipfile.ZipFile(tmp_path / "book.zip") as archive:
+        assert check_sums(archive.read("SHA256SUMS").decode(), archive.read) == {"_static/a.css", "index.html"}
 
 
 def test_results_are_loaded_where_the_archives_are_unpacked(packed, tmp_path):
