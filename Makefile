@@ -5,7 +5,7 @@ bin = .venv/bin
 pytest = $(bin)/python -m pytest -q
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book lab test check lint bench clean
+.PHONY: help setup book class lab test check lint bench clean
 
 help: ## show this list
 	@echo "make TARGET [PROFILE=smoke|classroom]"
@@ -16,6 +16,9 @@ setup: ## make or repair the environment in .venv (quick when nothing changed)
 
 book: setup ## execute every chapter that is out of date, render the book, print the page to open
 	@$(bin)/periodic book --profile $(PROFILE)
+
+class: setup ## write what a class needs to build/class (about 20 s): notebooks, answers, results, plans, handout
+	@$(bin)/periodic class --profile $(PROFILE)
 
 lab: setup ## open the chapters in JupyterLab (installs it the first time)
 	@$(bin)/python -m pip install --quiet --constraint requirements.lock --editable ".[lab]"

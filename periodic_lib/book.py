@@ -99,7 +99,7 @@ def _sources(profile: str) -> dict[Path, bytes]:
         found[Path("figures") / path.name] = path.read_bytes()
     found[Path("scorecard.md")] = scorecard.page(claims.read_records(records)).encode()
     found[Path("glossary.md")] = glossary.page().encode()
-    found[Path("_vendor/mathjax/tex-svg-full.js")] = _mathjax()
+    found[Path("_vendor/mathjax/tex-svg-full.js")] = mathjax()
     return found
 
 
@@ -160,7 +160,7 @@ def folded_name(cell: dict) -> str:
     return next((name for name, true in names.items() if true), "")
 
 
-def _mathjax() -> bytes:
+def mathjax() -> bytes:
     """Return MathJax as one file, from the package that ships it."""
     distribution = importlib.metadata.distribution("sphinx-mathjax-offline")
     found = [file for file in distribution.files or [] if file.name == "tex-svg-full.js"]

@@ -1,4 +1,4 @@
-"""The command `periodic`: run experiments without a notebook, build the book, list claims.
+"""The command `periodic`: run experiments without a notebook, build the book, list claims, teach.
 
 Exit status: 0 done; 1 a chapter or the book failed; 2 the command cannot be carried out as given
 (nothing was computed); 3 the budget was used up, the same command goes on; 130 interrupted, or told
@@ -18,7 +18,7 @@ import yaml
 
 from periodic_lib import experiments
 from periodic_lib.checks import known_names, shown
-from periodic_lib.project import ConfigError, Unfinished, print_message
+from periodic_lib.project import ConfigError, Unfinished, print_message, root
 
 UNFINISHED = 3  # exit status
 INTERRUPTED = 130  # exit status
@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_book(commands)
     _add_claims(commands)
+    _add_class(commands)
     return parser
 
 
@@ -132,6 +133,14 @@ def _add_claims(commands: argparse._SubParsersAction) -> None:
         help="write the verdicts under PERIODIC_SEED_SHIFT to data/claims/stability.csv",
     )
     claims.set_defaults(action=_claims)
+
+
+def _add_class(commands: argparse._SubParsersAction) -> None:
+    teaching = commands.add_parser("class", help="write what a class needs to build/class")
+    teaching.add_argument(
+        "--profile", default="classroom", help="whose results: smoke or classroom (default)"
+    )
+    teaching.set_defaults(action=_class)
 
 
 # ---------------------------------------------------------------- run
@@ -208,7 +217,7 @@ def listing() -> str:
     return pd.DataFrame(rows, columns=columns).to_string(index=False)
 
 
-# ---------------------------------------------------------------- book, claims
+# ---------------------------------------------------------------- book, claims, class
 
 
 def _book(options: argparse.Namespace) -> int:
@@ -247,6 +256,17 @@ def _claims(options: argparse.Namespace) -> int:
         return 0
     columns = ("claim", "kind", "verdict", "acknowledged", "measured")
     print("\n".join(aligned([row[column] for column in columns] for row in claims.table(records))))
+    return 0
+
+
+def _class(options: argparse.Namespace) -> int:
+    from periodic_lib import classroom
+
+    known_names("profile", [options.profile], experiments.PROFILES[:2])
+    folder = root() / "build" / "class"
+    for sentence in classroom.pack(folder, options.profile):
+        print_message(sentence)
+    print(f"The pack for a class is ready. Open {folder / 'README.md'}")
     return 0
 
 

@@ -27,6 +27,7 @@ from periodic_lib.project import digest, print_message, root, write_whole
 
 ERROR_EXCERPT = 30  # lines of a failed notebook's traceback that are shown
 TOOLS = {"__init__", "__main__", "book", "cli", "execution", "notebooks", "scorecard"}
+TOOLS |= {"answers", "exercises", "lessons", "classroom"}
 """Modules that no chapter uses."""
 GRACE_SECONDS = 10  # for papermill to end its kernel when it is told to stop
 DEAD_KERNEL = 138  # papermill's exit status when the kernel died
@@ -84,9 +85,7 @@ def preview(names: Iterable[str] | None, profile: str, force: bool = False) -> l
 def _preview(name: str, profile: str, force: bool) -> str:
     if not force and is_current(name, profile):
         return "up to date"
-    todo = [
-        plan for plan in _experiments_of(name, profile) if experiments.state(plan)[0] != "ready"
-    ]
+    todo = [plan for plan in experiments_of(name, profile) if experiments.state(plan)[0] != "ready"]
     trains = ", ".join(f"{plan.name} ({60 * (plan.minutes or 0):.0f} s)" for plan in todo)
     return f"would be executed; trains {trains or 'nothing: all results are there'}"
 
@@ -129,7 +128,7 @@ def workers() -> int:
 
 def _minutes(name: str, profile: str) -> float:
     """Return the declared time of a chapter's own experiments: the longest starts first."""
-    plans = _experiments_of(name, profile, own=True)
+    plans = experiments_of(name, profile, own=True)
     return sum(plan.minutes or 0 for plan in plans)
 
 
@@ -142,7 +141,7 @@ def is_current(name: str, profile: str) -> bool:
         and stamp.exists()
         and copy.stat().st_mtime_ns >= origin.stat().st_mtime_ns
         and stamp.read_text(encoding="utf-8") == fingerprint(name, profile)
-        and all(experiments.state(todo)[0] == "ready" for todo in _experiments_of(name, profile))
+        and all(experiments.state(todo)[0] == "ready" for todo in experiments_of(name, profile))
     )
 
 
@@ -157,7 +156,7 @@ def fingerprint(name: str, profile: str) -> str:
         (root() / "book" / f"{name}.ipynb").read_text(encoding="utf-8"),
         profile,
         results.code_digest(tuple(sorted(set(results.SOURCES) - TOOLS))),
-        [plan.settings for plan in _experiments_of(name, profile)],
+        [plan.settings for plan in experiments_of(name, profile)],
         _kept_results(name),
         stated,
     ]
@@ -166,11 +165,11 @@ def fingerprint(name: str, profile: str) -> str:
 
 def _kept_results(name: str) -> dict[str, str]:
     """Return the checksums of results in git of the experiments that a chapter reads."""
-    paths = [experiments.kept_path(plan.name) for plan in _experiments_of(name, "paper")]
+    paths = [experiments.kept_path(plan.name) for plan in experiments_of(name, "paper")]
     return {path.name: results.attributes(path)["sha256"] for path in paths if path.exists()}
 
 
-def _experiments_of(name: str, profile: str, own: bool = False) -> list[experiments.Plan]:
+def experiments_of(name: str, profile: str, own: bool = False) -> list[experiments.Plan]:
     """Return the experiments that a chapter reads; `own`: only those that are declared for it."""
     return [
         experiments.plan(experiment, profile)

@@ -72,7 +72,7 @@ def test_commands_in_the_book_are_understood(command):
 
 def test_make_targets_exist_and_help_lists_them():
     help_text = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for target in (*MAKE, "setup", "lint", "bench", "clean"):
+    for target in (*MAKE, "class", "setup", "lint", "bench", "clean"):
         assert re.search(rf"^  {target} ", help_text, re.M)
 
 

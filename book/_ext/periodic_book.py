@@ -4,6 +4,7 @@
     ```{verdicts}                                       a table: how many findings of a topic have which verdict
     ```{claim-filter}                                   which claims of the scorecard are shown
     ```{takeaways}                                      the takeaways of all chapters, chapter by chapter
+    ```{lesson} module                                  a plan for lessons, from book/lessons.yml
     {count}`fails`                                      how many findings have that verdict; `findings`, `claims`: all
     {result}`03_periodic_behavior.periods_slow:.0f`     a number that a chapter published, formatted
     ```{chapter-figure} 03_periodic_behavior/one_run    a figure that a chapter showed, with its description
@@ -22,7 +23,7 @@ from typing import ClassVar
 from docutils import nodes
 from docutils.parsers.rst import directives
 from docutils.statemachine import StringList
-from periodic_lib import claims, notebooks, scorecard
+from periodic_lib import claims, lessons, notebooks, scorecard
 from periodic_lib.project import root
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective, SphinxRole
@@ -177,6 +178,17 @@ class Verdicts(Written):
         return self.parsed(scorecard.counts(found, by="topic").splitlines())
 
 
+class Lesson(Written):
+    """The plan for a lesson, by its name in book/lessons.yml."""
+
+    required_arguments = 1
+
+    def run(self):
+        for name in ("lessons.yml", "exercises.yml"):
+            self.env.note_dependency(str(root() / "book" / name))
+        return self.parsed(lessons.plan(self.arguments[0]).splitlines())
+
+
 class Takeaways(Written):
     """The takeaways of all chapters, in the order of the contents, under links to them."""
 
@@ -319,6 +331,7 @@ def setup(app):
     app.add_directive("chapter-figure", ChapterFigure)
     app.add_directive("claim-filter", ClaimFilter)
     app.add_directive("claims", Claims)
+    app.add_directive("lesson", Lesson)
     app.add_directive("verdicts", Verdicts)
     app.add_directive("takeaways", Takeaways)
     app.add_directive("simulator", Simulator)

@@ -176,7 +176,7 @@ def test_shifted_seeds_are_built_in_a_folder_of_their_own(project, monkeypatch):
 
 
 def test_mathjax_comes_from_its_package():
-    assert len(the_book._mathjax()) > 2_000_000
+    assert len(the_book.mathjax()) > 2_000_000
 
 
 # ---------------------------------------------------------------- the rendered book
