@@ -394,7 +394,7 @@ class Monitor:
         return {name: outlook.state(data, name) for name in names}
 
     def plot(self):
-        """Return a figure of loss, norm, effective gradient and step over the record."""
+        """Return a figure of loss and norm over the record, with the breaks marked."""
         from periodic_lib.plots import plot_one_run
 
         data = self.results
