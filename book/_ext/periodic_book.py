@@ -293,6 +293,16 @@ def sections_in_rst(lines):
             yield line
 
 
+def outdated_by_styles(app, env, added, changed, removed):
+    """Name the first page if a style or script changed: Sphinx copies them only when it writes a page."""
+    copies = Path(app.outdir) / "_static"
+    for path in (Path(app.srcdir) / "_static").glob("*"):
+        copy = copies / path.name
+        if not copy.exists() or copy.read_bytes() != path.read_bytes():
+            return [app.config.root_doc]
+    return []
+
+
 MENDED = {
     # fonts loaded in advance, which a browser refuses to a page opened from a folder
     re.compile(r'<link rel="preload" as="font"[^>]*>\n?'): "",
@@ -325,6 +335,7 @@ def setup(app):
     app.connect(
         "autodoc-process-docstring", in_rst, priority=800
     )  # after napoleon
+    app.connect("env-get-outdated", outdated_by_styles)
     app.connect("build-finished", mend_pages)
     app.add_role("result", ResultRole())
     app.add_role("count", CountRole())
