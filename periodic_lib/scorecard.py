@@ -64,7 +64,7 @@ def _list_table(rows: Sequence[Sequence[str]]) -> str:
     >>> _list_table([["a", "b\n  c"]])
     '* - a\n  - b c'
     """
-    return "\n".join("* - " + "\n  - ".join(" ".join(cell.split()) for cell in row) for row in rows)
+    return "\n".join("* - " + "\n  - ".join(map(_one_line, row)) for row in rows)
 
 
 def _row(claim: str, entry: Mapping, found: Mapping, stayed: str | None) -> str:

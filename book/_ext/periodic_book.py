@@ -122,14 +122,11 @@ class Simulator(ChapterFigure):
 
     def run(self):
         figure = super().run() if self.arguments else self.caption_alone()
-        script = Path(__file__).with_name("simulator.js")
-        self.env.note_dependency(str(script))
-        code = script.read_text(encoding="utf-8")
         mode = self.options.get("mode", "free")
         return [
             raw_html(f'<div class="simulator" data-mode="{mode}">'),
             *figure,
-            raw_html(f"</div><script>\n{code}</script>"),
+            raw_html(f"</div>{script(self.env, 'simulator.js')}"),
         ]
 
     def caption_alone(self):
@@ -137,6 +134,13 @@ class Simulator(ChapterFigure):
         holder = nodes.container(classes=["simulator-caption"])
         self.state.nested_parse(self.content, self.content_offset, holder)
         return [holder]
+
+
+def script(env, name):
+    """Return a script of this folder as it stands in a page, which is read again when the script changes."""
+    path = Path(__file__).with_name(name)
+    env.note_dependency(str(path))
+    return f"<script>\n{path.read_text(encoding='utf-8')}</script>"
 
 
 def raw_html(text):
@@ -148,13 +152,10 @@ class ClaimFilter(SphinxDirective):
     """The scorecard's filter, which scorecard.js fills in; nothing where no script runs."""
 
     def run(self):
-        script = Path(__file__).with_name("scorecard.js")
-        self.env.note_dependency(str(script))
-        code = script.read_text(encoding="utf-8")
         return [
             raw_html(
                 '<div class="claim-filter" role="search" aria-label="Claims shown" hidden>'
-                f'<output aria-live="polite"></output></div><script>\n{code}</script>'
+                f'<output aria-live="polite"></output></div>{script(self.env, "scorecard.js")}'
             )
         ]
 
@@ -251,8 +252,6 @@ def follow_the_reader(app, pagename, templatename, context, doctree):
 CODE = re.compile(r"(?<!`)`([^`]+)`(?!`)([\w(]?)")
 BOLD = "\0"  # stands for ** until other asterisks are escaped
 LITERAL = re.compile(r"(``[^`]+``|>>>.*)")
-
-
 ITEM = re.compile(r"(\S.*?) : (.*)")
 
 
@@ -332,9 +331,7 @@ def setup(app):
     app.setup_extension("sphinx.ext.autodoc")
     app.connect("html-page-context", without_thebe, priority=999)
     app.connect("html-page-context", follow_the_reader, priority=999)
-    app.connect(
-        "autodoc-process-docstring", in_rst, priority=800
-    )  # after napoleon
+    app.connect("autodoc-process-docstring", in_rst)
     app.connect("env-get-outdated", outdated_by_styles)
     app.connect("build-finished", mend_pages)
     app.add_role("result", ResultRole())
