@@ -84,8 +84,9 @@ def overshoot(results: xr.Dataset, breaks: pd.DataFrame) -> pd.DataFrame:
     >>> data["elr"] = 0.1 / data.weight_norm**2
     >>> ends = {"run": [0], "start": [0], "end": [2], "break": [0.1]}
     >>> ends["restart"] = [float(data.elr[0, 2])]
-    >>> overshoot(data, pd.DataFrame(ends))[["spent", "closed"]].round(6).values.tolist()
-    [[4.0, 1.0]]
+    >>> table = overshoot(data, pd.DataFrame(ends))
+    >>> table[["spent", "closed"]].round(6).values.tolist(), round(float(table.lasted[0]), 3)
+    ([[4.0, 1.0]], 0.199)
     """
     rows = []
     for row in breaks.itertuples():
@@ -93,13 +94,34 @@ def overshoot(results: xr.Dataset, breaks: pd.DataFrame) -> pd.DataFrame:
         square = np.square(one.eff_grad_norm.values[:-1].astype(float))
         fourth = np.square(one.elr.values[:-1] * square).sum()
         top = int(one.train_loss.values.argmax())
-        rows.append((2 * square.sum(), fourth, float(one.elr[top]), float(one.train_loss[top])))
-    columns = ["spent", "fourth", "elr_at_peak", "peak_loss"]
+        lasted = one.elr.values[:-1].astype(float).sum()
+        peak = float(one.elr[top]), float(one.train_loss[top])
+        rows.append((2 * square.sum(), fourth, lasted, *peak))
+    columns = ["spent", "fourth", "lasted", "elr_at_peak", "peak_loss"]
     table = breaks.join(pd.DataFrame(rows, breaks.index, columns, dtype=float))
     expected = table["break"] ** -2.0 + table.spent
     table["ratio"] = table.restart**-2.0 / expected
     table["closed"] = table.restart**-2.0 / (expected + table.fourth)
     return table.drop(columns="fourth")
+
+
+def arrested(table: pd.DataFrame, lasts: float) -> pd.Series:
+    r"""Return the level at which each break ends if it lasts `lasts` of intrinsic time.
+
+    dt = ELR per step, d(1/ELR^2) = 2 g~^2 per step, hence d(1/ELR)/dt = g~^2, and
+    1/ELR_end = 1/ELR_start + <g~^2> t, with <g~^2> the mean over the steps of the break.
+
+    Parameters
+    ----------
+    table : as `overshoot` returns it, with `break`, `spent`, `start`, `end`.
+    lasts : intrinsic time of a break.
+
+    >>> one = {"break": [0.1], "spent": [40.0], "start": [5], "end": [7]}  # <g~^2> = 10
+    >>> arrested(pd.DataFrame(one), 1.0).tolist()
+    [0.05]
+    """
+    mean_square = table.spent / 2 / (table.end - table.start)
+    return 1 / (1 / table["break"] + mean_square * lasts)
 
 
 def level_table(results: xr.Dataset, **facts: object) -> pd.DataFrame:
