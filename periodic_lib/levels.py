@@ -15,6 +15,8 @@ random network converges; from the second on a converged one breaks.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -122,6 +124,42 @@ def arrested(table: pd.DataFrame, lasts: float) -> pd.Series:
     """
     mean_square = table.spent / 2 / (table.end - table.start)
     return 1 / (1 / table["break"] + mean_square * lasts)
+
+
+def arrest_table(setups: Mapping[str, pd.DataFrame], least: int, factor: float) -> pd.DataFrame:
+    """Return how long breaks last and where they end, beside `arrested` with the first's time.
+
+    Parameters
+    ----------
+    setups : name -> breaks as `overshoot` returns them. The median time and level of the first are
+        what the others are compared with.
+    least : breaks that a setup must have to be listed.
+    factor : what counts as near.
+
+    Returns
+    -------
+    table, a row per setup: `breaks`; medians `lasted`, `restart` and `law`, the level by
+        `arrested`; `near`, the share of breaks in which it is within `factor` of the measured one;
+        then medians of |ln(level / measured)|: `error`, by the law; by its nulls `steps`, the law
+        with the first setup's median number of steps instead of time, `before`, no change of
+        level at all, and `constant`, the first setup's median level.
+    """
+    first = next(iter(setups.values()))
+    steps = (first.end - first.start).median()
+    rows = {}
+    for name, breaks in setups.items():
+        if len(breaks) < least:
+            continue
+        law = arrested(breaks, first.lasted.median())
+        a_step = breaks.spent / (breaks.end - breaks.start)
+        same_steps = (breaks["break"] ** -2.0 + a_step * steps) ** -0.5
+        levels = law, same_steps, breaks["break"], first.restart.median()
+        errors = [np.log(level / breaks.restart).abs() for level in levels]
+        medians = breaks.lasted.median(), breaks.restart.median(), law.median()
+        near = (errors[0] <= np.log(factor)).mean()
+        rows[name] = len(breaks), *medians, near, *(error.median() for error in errors)
+    columns = ["breaks", "lasted", "restart", "law", "near", "error", "steps", "before", "constant"]
+    return pd.DataFrame.from_dict(rows, "index", columns=columns)
 
 
 def level_table(results: xr.Dataset, **facts: object) -> pd.DataFrame:

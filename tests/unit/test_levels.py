@@ -75,3 +75,23 @@ def test_ramp_breaks_after_it_has_converged():
     data = data.assign_coords(run=[0, 1], warmup=("run", [10, 40]), init_seed=("run", [5, 5]))
     found = levels.ramp_breaks(data, low=0.03, high=0.3, window=2)
     assert found.to_dict() == {5: pytest.approx(elr[30])}
+
+
+def test_breaks_of_one_time_and_gradient_end_where_the_law_says():
+    """Both setups last 0.5; the second spends twice the squared gradient, and ends lower, as the law says."""
+
+    def breaks(square, lasted):
+        end = 1 / (1 / 0.1 + square * lasted)
+        rows = {"break": 0.1, "spent": 2 * square * 4, "start": 10, "end": 14, "lasted": lasted, "restart": end}
+        return pd.DataFrame(rows, index=range(3))
+
+    setups = {"first": breaks(20, 0.5), "second": breaks(40, 0.5), "slow": breaks(20, 2.0), "few": breaks(20, 1.0)[:2]}
+    table = levels.arrest_table(setups, least=3, factor=1.5)
+    assert table.index.tolist() == ["first", "second", "slow"]  # "few" has too few
+    assert np.allclose(table.law, [1 / 20, 1 / 30, 1 / 20])
+    assert table.near.tolist() == [1, 1, 0]
+    assert np.allclose(table.error, [0, 0, np.log(50 / 20)])
+    assert np.allclose(table.constant, [0, np.log(30 / 20), np.log(50 / 20)])
+    assert np.allclose(table.before, [np.log(20 / 10), np.log(30 / 10), np.log(50 / 10)])
+    by_steps = np.array([(100 + 2 * square * 4) ** -0.5 for square in (20, 40, 20)])
+    assert np.allclose(table.steps, np.abs(np.log(by_steps / [1 / 20, 1 / 30, 1 / 50])))
