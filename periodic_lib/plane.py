@@ -198,3 +198,13 @@ def border(rows: pd.DataFrame, edge: float, name: str = "cold") -> pd.Series:
     """
     square = rows.lr_wd * np.square(edge / rows[name])
     return square.groupby(rows.noise).median()
+
+
+def borders(rows: pd.DataFrame, edge: float) -> dict[str, pd.Series]:
+    """Return both borders (`border`), by the words of a legend.
+
+    >>> rows = pd.DataFrame({"noise": [0.1], "lr_wd": [0.01], "cold": [0.6], "hot": [0.3]})
+    >>> {name: found.round(6).tolist() for name, found in borders(rows, edge=0.3).items()}
+    {'cold border': [0.0025], 'hot border': [0.01]}
+    """
+    return {f"{name} border": border(rows, edge, name) for name in ("cold", "hot")}
