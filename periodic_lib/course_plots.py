@@ -161,19 +161,17 @@ def plot_first_jump(one: pd.DataFrame, more: int = 60) -> Figure:
     return figure
 
 
-def plot_free_decay(
-    passages: pd.DataFrame, runs: pd.DataFrame, line: pd.Series, products: Sequence[float]
-) -> Figure:
+def plot_free_decay(passages: pd.DataFrame, runs: pd.DataFrame, line: pd.Series) -> Figure:
     """Plot the free-decay law against measured steps, and median periods against eta lambda.
 
     Parameters
     ----------
     passages : of periodic runs, with columns `steps`, `law`, `lr_wd`.
-    runs : with columns `lr_wd`, `median_period`, `regime`.
+    runs : of all regimes, with columns `lr_wd`, `median_period`, `regime`.
     line : eta lambda -> a period of slope -1, drawn dashed.
-    products : every eta lambda that has a colour.
     """
     figure, axes = plt.subplots(1, 2, figsize=(9, 4.5), **CONSTRAINED)
+    products = sorted(runs["lr_wd"].unique())
     plots.plot_prediction(passages, "steps", "law", "lr_wd", axes[0], products)
     axes[0].set(xlabel="measured [steps]", ylabel="free-decay law [steps]")
     plots.plot_against_lr_wd(runs, "median_period", "regime", axes[1])

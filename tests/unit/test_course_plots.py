@@ -108,7 +108,7 @@ def test_free_decay_has_the_law_and_the_line():
     passages = pd.DataFrame({"steps": [10.0, 20.0], "law": [9.0, 19.0], "lr_wd": [0.1, 0.01]})
     runs = pd.DataFrame({"lr_wd": [0.1, 0.01], "median_period": [5.0, 50.0], "regime": "periodic"})
     line = pd.Series([50.0, 5.0], [0.01, 0.1])
-    figure = course_plots.plot_free_decay(passages, runs, line, [0.01, 0.1, 1.0])
+    figure = course_plots.plot_free_decay(passages, runs, line)
     left, right = figure.axes
     assert right.lines[0].get_xydata().tolist() == [[0.01, 50], [0.1, 5]]
     assert sum(map(len, (part.get_offsets() for part in left.collections))) == 2
