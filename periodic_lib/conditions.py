@@ -12,7 +12,7 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from periodic_lib import theory
+from periodic_lib import theory, words
 from periodic_lib.periods import find_destabilizations
 from periodic_lib.regimes import UNDECIDED, summarize
 
@@ -123,13 +123,9 @@ def outcomes(met: pd.Series, rates: Iterable[float] | None = None) -> dict[str, 
     >>> outcomes(pd.Series([True, False], index), rates=[0.1])
     {'lr 0.1, seed 0': True}
     """
-    wanted = None if rates is None else list(rates)
-    found = {(lr, seed): bool(value) for (lr, seed), value in met.items()}
-    return {
-        f"lr {lr:g}, seed {seed}": value
-        for (lr, seed), value in found.items()
-        if wanted is None or lr in wanted
-    }
+    if rates is not None:
+        met = met[met.index.get_level_values(0).isin(list(rates))]
+    return words.outcomes(met, "lr {:g}, seed {}")
 
 
 def letters(rows: pd.DataFrame) -> str:
@@ -139,8 +135,8 @@ def letters(rows: pd.DataFrame) -> str:
     >>> letters(pd.DataFrame(rows))
     'CPp'
     """
-    words, sure = rows["regime"].map(LETTERS), rows["margin"] >= UNDECIDED
-    found = words.where(sure, words.str.lower()).tolist()
+    letter, sure = rows["regime"].map(LETTERS), rows["margin"] >= UNDECIDED
+    found = letter.where(sure, letter.str.lower()).tolist()
     return "".join(sorted(found, key=lambda x: (-found.count(x), x)))
 
 

@@ -92,6 +92,23 @@ def collect(sets: Mapping[str, xr.Dataset], seen: int, undecided: bool = False) 
     return table[(table.decided | undecided) & ~(table["first"] < seen)].reset_index(drop=True)
 
 
+def counts(known: pd.DataFrame, left: pd.DataFrame, seen: int) -> pd.DataFrame:
+    """Return a row per set: how many runs it has, and what became of them.
+
+    `known`: `outcomes` of all; `left`: those that `collect` kept. Columns `set`, `runs`, `broken`
+    (within `seen` steps), `undecided`, and of those kept `equilibrium` and `not`.
+
+    >>> known = pd.DataFrame({"set": ["a"] * 3, "first": [5, 99, np.nan], "decided": True})
+    >>> left = pd.DataFrame({"set": ["a"] * 2, "held": [True, False]})
+    >>> counts(known, left, seen=80).values.tolist()
+    [['a', 3, 1, 0, 1, 1]]
+    """
+    flags = {"runs": 1, "broken": known["first"] < seen, "undecided": ~known["decided"]}
+    table = known[["set"]].assign(**flags).groupby("set", sort=False).sum()
+    kept = left[["set"]].assign(equilibrium=left["held"], **{"not": ~left["held"]})
+    return table.join(kept.groupby("set").sum()).reset_index()
+
+
 def together(fit: pd.DataFrame, test: pd.DataFrame) -> np.ndarray:
     """Return the log odds of equilibrium of the runs of `test`, set on those of `fit`.
 

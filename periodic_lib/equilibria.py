@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from periodic_lib import theory
+from periodic_lib import theory, words
 from periodic_lib.periods import late
 from periodic_lib.regimes import summarize
 
@@ -118,8 +118,7 @@ def near_one(table: pd.DataFrame, columns: Sequence[str], within: float) -> pd.S
 
 def by_run(table: pd.DataFrame, met: Sequence[bool]) -> dict[str, bool]:
     """Return an outcome for each run of a table with `setting` and `init_seed`, by its words."""
-    names = table.setting + ", seed " + table.init_seed.astype(str)
-    return dict(zip(names, map(bool, met), strict=True))
+    return words.outcomes(met, "{setting}, seed {init_seed}", table)
 
 
 def next_stretch(data: xr.Dataset) -> np.ndarray:

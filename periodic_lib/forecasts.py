@@ -154,6 +154,26 @@ def published_passages(
     return table.assign(ratio=table.law / table.epochs, lr=lr)
 
 
+def back_test_published(
+    curves: pd.DataFrame, breaks: pd.DataFrame, setting: pd.Series, rates: Sequence[float]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the passages of published curves and their `back_test`, of learning rates `rates`.
+
+    The effective learning rate between breaks is that of the geometric middle of what the curve
+    covers. `curves`, `breaks`, `setting`: as `published_levels`.
+    """
+    norms, read, made = curves[curves.quantity == "si_weight_norm"], [], []
+    weight_decay, per_epoch = setting.weight_decay, setting.steps_per_epoch
+    for lr in rates:
+        curve = norms[norms.learning_rate == lr]
+        at = breaks.epoch[breaks.learning_rate == lr]
+        read.append(published_passages(curve, at, lr, weight_decay, per_epoch))
+        middle = lr / (curve.column_low * curve.column_high)
+        rate = -2 * np.log1p(-lr * weight_decay) * per_epoch
+        made.append(back_test(curve.epoch, middle, read[-1], rate))
+    return pd.concat(read), pd.concat(made)
+
+
 def published_levels(
     curves: pd.DataFrame, breaks: pd.DataFrame, setting: pd.Series
 ) -> pd.DataFrame:

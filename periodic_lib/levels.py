@@ -411,6 +411,20 @@ def power(table: pd.DataFrame, x: str, names: dict[str, str], by: str) -> pd.Dat
     return pd.DataFrame.from_dict(rows, "index", columns=list(names))
 
 
+def explained(table: pd.DataFrame, y: str, by: str) -> float:
+    """Return the part of the variance of ln y that groups of equal `by` explain.
+
+    1 - sum (ln y - its group's mean)^2 / sum (ln y - the mean of all)^2.
+
+    >>> rows = {"y": np.exp([0.0, 2, 10, 12]), "by": [0, 0, 1, 1]}
+    >>> round(explained(pd.DataFrame(rows), "y", "by"), 4)
+    0.9615
+    """
+    logs = np.log(table[y])
+    within = logs - logs.groupby(table[by]).transform("mean")
+    return float(1 - (within**2).sum() / ((logs - logs.mean()) ** 2).sum())
+
+
 def effect_within(
     table: pd.DataFrame, x: str, y: str, by: str, factor: float = 100, draws: int = 1000
 ) -> tuple[float, float, float]:

@@ -13,6 +13,8 @@ import xarray as xr
 from numpy.typing import ArrayLike
 from scipy.stats import binomtest
 
+READ = {"train_loss": "train_loss", "si_weight_norm": "weight_norm"}  # published -> recorded
+
 
 def departure(values: ArrayLike) -> float:
     """Return the largest distance of values from their median, relative to it: max |x / m - 1|.

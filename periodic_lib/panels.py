@@ -1,4 +1,4 @@
-"""Figures of chapters 08 to 10: runs side by side, run tables by factors, maps of networks."""
+"""Figures of chapters 02 and 08 to 10: runs side by side, tables by factors, maps of networks."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ def plot_columns(
     runs: int | None = 1,
     points: int = 1500,
     widest: float = WIDEST,
+    mark: bool = True,
     **style: object,
 ) -> tuple[Figure, np.ndarray]:
     """Plot recorded quantities of several results; return the figure and its axes (rows, columns).
@@ -35,9 +36,9 @@ def plot_columns(
     ----------
     results : title of a column -> result.
     quantities : variables of every result, one row each; a row's panels share their axis.
-    runs : how many runs of each result are shown (None: all). The destabilizations of a single one
-        are marked.
+    runs : how many runs of each result are shown (None: all).
     widest : ratio of the ends of a logarithmic axis; what is lower is cut off.
+    mark : whether the destabilizations of a single run are marked.
     points, style : as `plots.plot_trajectory`.
     """
     shape = len(quantities), len(results)
@@ -45,7 +46,7 @@ def plot_columns(
     figure, axes = plt.subplots(*shape, figsize=(9, 1 + 1.7 * shape[0]), **shared)
     for column, (title, result) in zip(axes.T, results.items(), strict=True):
         one = result.isel(run=slice(runs))
-        breaks = find_destabilizations(one) if one.sizes["run"] == 1 else None
+        breaks = find_destabilizations(one) if mark and one.sizes["run"] == 1 else None
         plots.plot_stacked(one, quantities, breaks, column, points=points, **{"lw": 0.7} | style)
         column[0].set_title(title, fontsize=10)
         column[0].locator_params(axis="x", nbins=3)

@@ -67,6 +67,21 @@ def moves_as_it_must(data: xr.Dataset, close: float) -> np.ndarray:
     return (grows == (ratio < 1))[np.abs(ratio - 1) > close]
 
 
+def nearest(data: xr.Dataset, product: float) -> tuple[float, xr.Dataset]:
+    """Return the first run whose eta lambda is nearest to `product`, by its logarithm, and that.
+
+    As (eta lambda, a result with one run).
+
+    >>> at = {"lr": ("run", [1.0, 1.0, 10.0]), "weight_decay": ("run", [0.1, 0.02, 0.1])}
+    >>> value, one = nearest(xr.Dataset(coords=at), 0.03)
+    >>> value, one.lr.values.tolist()
+    (0.02, [1.0])
+    """
+    products = (data.lr * data.weight_decay).values
+    near = np.abs(np.log(products / product)).argmin()
+    return float(products[near]), data.isel(run=[near])
+
+
 def cold_sharpness(data: xr.Dataset) -> float:
     """Return the last measured sharpness of the runs of smallest eta lambda, median over seeds."""
     product = data.lr * data.weight_decay
@@ -198,3 +213,13 @@ def border(rows: pd.DataFrame, edge: float, name: str = "cold") -> pd.Series:
     """
     square = rows.lr_wd * np.square(edge / rows[name])
     return square.groupby(rows.noise).median()
+
+
+def borders(rows: pd.DataFrame, edge: float) -> dict[str, pd.Series]:
+    """Return both borders (`border`), by the words of a legend.
+
+    >>> rows = pd.DataFrame({"noise": [0.1], "lr_wd": [0.01], "cold": [0.6], "hot": [0.3]})
+    >>> {name: found.round(6).tolist() for name, found in borders(rows, edge=0.3).items()}
+    {'cold border': [0.0025], 'hot border': [0.01]}
+    """
+    return {f"{name} border": border(rows, edge, name) for name in ("cold", "hot")}

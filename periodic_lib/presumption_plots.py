@@ -180,6 +180,22 @@ def plot_aftermath(results: Mapping[float, xr.Dataset]) -> Figure:
     return figure
 
 
+def plot_by_seed(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
+    """Plot columns against eta lambda, a panel each, a line per seed; the last one counts breaks.
+
+    `titles`: column -> title.
+    """
+    shape = {"figsize": (9, 3.3), "squeeze": False} | CONSTRAINED
+    figure, (axes,) = plt.subplots(1, len(titles), **shape)
+    for (name, title), ax in zip(titles.items(), axes, strict=True):
+        for _, part in table.groupby("init_seed"):
+            ax.plot(part.lr_wd, part[name], "o-", ms=4, lw=0.8, alpha=0.7)
+        ax.set(xscale="log", xlabel=label("lr_wd"), title=title)
+    axes[-1].set_yscale("symlog", linthresh=1)
+    axes[-1].set(ylim=(-0.3, None), yticks=[0, 1, 10], yticklabels=["0", "1", "10"])
+    return figure
+
+
 # ---------------------------------------------------------------- both
 
 

@@ -54,3 +54,30 @@ def test_too_few_passages_give_no_forecast():
     found = forecasts.back_test(*teeth([10, 10, 10]), 0.01)
     assert found.empty
     assert list(found) == forecasts.COLUMNS
+
+
+def test_published_saws_of_equal_teeth_are_forecast_exactly():
+    """Teeth of pure decay from one level to one level: law, clock and levels are all the length."""
+    epoch, wd, per_epoch = np.arange(0.0, 301), 1e-2, 10
+    parts, breaks = [], []
+    for lr, tooth in ((0.1, 50), (0.2, 60)):
+        norm = 5 * np.exp(np.log1p(-lr * wd) * per_epoch * (epoch % tooth))
+        parts.append(pd.DataFrame({"epoch": epoch, "learning_rate": lr, "quantity": "si_weight_norm"}))
+        parts[-1][["column_low", "column_high"]] = np.column_stack([0.98 * norm, norm / 0.98])
+        at = np.arange(tooth, 301, tooth) - 1.0
+        breaks.append(pd.DataFrame({"learning_rate": lr, "epoch": at}))
+    setting = pd.Series({"weight_decay": wd, "steps_per_epoch": per_epoch})
+    tables = pd.concat(parts), pd.concat(breaks)
+    read, made = forecasts.back_test_published(*tables, setting, (0.1, 0.2))
+    assert read.groupby("lr").size().to_dict() == {0.1: 6, 0.2: 5}
+    assert read[read.lr == 0.2].epochs.tolist() == [59.0] * 5
+    slow, fast = (read[read.lr == lr] for lr in (0.1, 0.2))
+    band = 2 * np.log(0.98) / np.log1p(-np.array([0.1, 0.2]) * wd) / per_epoch  # of the band's width
+    np.testing.assert_allclose(slow.law, 49 + band[0], rtol=1e-3)
+    np.testing.assert_allclose(fast.law, 59 + band[1], rtol=1e-3)
+    assert sorted(made.number.unique()) == [3, 4, 5]
+    start = made[made.fraction == 0]
+    assert start.clock.tolist() == start.length.tolist() == [49.0] * 3 + [59.0] * 2
+    np.testing.assert_allclose(start.level, [49 + band[0]] * 3 + [59 + band[1]] * 2, rtol=1e-3)
+    alone = forecasts.back_test_published(*tables, setting, [0.2])[1]
+    pd.testing.assert_frame_equal(alone, made[made.length == 59])

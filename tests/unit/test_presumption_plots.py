@@ -70,3 +70,12 @@ def test_dial_about_the_line_return_and_memory_are_drawn(orbits):
     assert len(figure.axes[0].lines) == 3
     shown = table.assign(elr=1.0, variance=0.1, family=["x", "y"])
     assert len(presumption_plots.plot_rate_error(shown, "family").axes) == 2
+
+
+def test_there_is_a_line_per_seed_and_breaks_have_a_zero():
+    table = pd.DataFrame({"lr_wd": [1e-3, 1e-2] * 2, "init_seed": [0, 0, 1, 1], "early": [0, 30, 1, 20]})
+    (ax,) = presumption_plots.plot_by_seed(table, {"early": "breaks"}).axes
+    assert [line.get_ydata().tolist() for line in ax.lines] == [[0, 30], [1, 20]]
+    assert ax.get_title() == "breaks"
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["0", "1", "10"]
+    assert ax.get_ylim()[0] == -0.3
