@@ -75,8 +75,8 @@ class Chapter:
         outcomes: Mapping[str, bool] | None,
         measured: str,
         paper_scale: str = "not run",
-    ) -> Checked:
-        """Record what was measured on a declared claim; return it with its verdict.
+    ) -> None:
+        """Record what was measured on a declared claim, and display it with its verdict, a card.
 
         Parameters
         ----------
@@ -90,6 +90,8 @@ class Chapter:
         ------
         ConfigError : for a claim that is not declared for this chapter, or without outcomes.
         """
+        from IPython.display import display
+
         self._declared(claim)
         plain = {str(label): bool(value) for label, value in (outcomes or {}).items()}
         untested = self.profile == "smoke" or outcomes is None
@@ -101,7 +103,7 @@ class Chapter:
             "paper_scale": paper_scale,
         }
         self._write()
-        return Checked(claim, verdict, sum(plain.values()), len(plain), measured)
+        display(Checked(claim, verdict, sum(plain.values()), len(plain), measured))
 
     def show(self, figure: Figure, name: str, alt: str) -> None:
         """Display `figure` with a text alternative, and keep both for other pages under `name`.

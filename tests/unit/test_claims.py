@@ -59,10 +59,10 @@ def test_a_verdict_follows_from_its_outcomes():
         verdict({})
 
 
-def test_a_checked_claim_is_recorded_and_shown(project):
-    shown = Chapter("01_one", "classroom").check("works", {"seed 0": True, "seed 1": False}, "41 and 42")
-    assert repr(shown) == "works: mixed (1 of 2). 41 and 42"
-    card = shown._repr_html_()
+def test_a_checked_claim_is_recorded_and_shown(project, capsys):
+    Chapter("01_one", "classroom").check("works", {"seed 0": True, "seed 1": False}, "41 and 42")
+    assert capsys.readouterr().out == "works: mixed (1 of 2). 41 and 42\n"
+    card = claims.Checked("works", "mixed", 1, 2, "41 and 42")._repr_html_()
     assert "<strong>mixed</strong> (few: 1 of 2, 9% to 91%). 41 and 42." in card
     assert 'Claim <a href="scorecard.html#claim-works">works</a>: It works.' in card
     entry = record("01_one")["claims"]["works"]
@@ -75,7 +75,8 @@ def test_a_checked_claim_is_recorded_and_shown(project):
 
 
 def test_seconds_of_training_decide_nothing(project):
-    assert Chapter("01_one", "smoke").check("works", {"seed 0": True}, "42").verdict == "not tested"
+    Chapter("01_one", "smoke").check("works", {"seed 0": True}, "42")
+    assert record("01_one")["claims"]["works"]["verdict"] == "not tested"
 
 
 @pytest.mark.parametrize(
@@ -317,8 +318,8 @@ def test_the_interval_of_a_share_is_wilsons():
 
 
 def test_a_claim_that_waits_for_its_runs_is_not_tested(project):
-    shown = Chapter("01_one", "classroom").check("works", None, "not run yet")
-    assert shown.verdict == "not tested"
+    Chapter("01_one", "classroom").check("works", None, "not run yet")
+    assert record("01_one")["claims"]["works"]["verdict"] == "not tested"
     assert claims.changed(claims.read_records(claims.records_folder())) == []
     file = project / "data" / "claims" / "claims.yml"
     file.write_text(FILE.replace("verdict: holds", "verdict: not tested", 1))
