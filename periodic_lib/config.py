@@ -256,6 +256,9 @@ class Run(_Checked):
         batches.
     init_scale : factor on the initial scale-invariant weights, > 0.
     clip_norm : the gradient is scaled down to this norm where it is longer; None: never.
+    clip_above : the gradient is scaled down where its norm exceeds a running mean by more than so
+        many running standard deviations, by ZClip's rule (`periodic_lib.guards`; the authors take
+        2.5); None: never.
     skip_above : a step is left out where its gradient's norm exceeds the mean of the last 128 by
         more than so many of their standard deviations; None: never (`periodic_lib.guards`).
     changes : what becomes different on the way (`periodic_lib.changes`), for example "2500:
@@ -279,6 +282,7 @@ class Run(_Checked):
     data_seed: int = 0
     init_scale: float = 1.0
     clip_norm: float | None = None
+    clip_above: float | None = None
     skip_above: float | None = None
     changes: str | None = None
 
@@ -297,6 +301,7 @@ class Run(_Checked):
         "data_seed": (integer, FROM_ZERO, 0),
         "init_scale": (number, POSITIVE, 0, inf, OPEN),
         "clip_norm": (optional, number, POSITIVE + ", or None", 0, inf, OPEN),
+        "clip_above": (optional, number, POSITIVE + ", or None", 0, inf, OPEN),
         "skip_above": (optional, number, POSITIVE + ", or None", 0, inf, OPEN),
         "changes": (optional, checked_changes),
     }
