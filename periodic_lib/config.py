@@ -30,6 +30,7 @@ NORMALIZED_BY = {  # network -> what may normalize it, its usual one first
     "transformer": ("layernorm", "rmsnorm"),
 }
 SCOPES = ("total", "layer")
+TOKENS = ("patches", "rows")
 DTYPES = ("float32", "float64")
 MATMULS = ("full", "tf32", "bfloat16")
 LOSSES = ("cross_entropy", "squared_error")
@@ -145,6 +146,7 @@ class Setup(_Checked):
         transformer, batch normalization else. Only the perceptron has all four.
     qk_norm : normalize the queries and keys of the transformer; without, these matrices are not
         scale-invariant, but still measured.
+    tokens : of the transformer: "patches", 4 x 4 of a picture, or its "rows".
     bn_eps : epsilon of the normalizations, added to the variance.
     optimizer : "sgd" (momentum per run), "nesterov", "adam" (both with coupled weight decay),
         "adamw" (decoupled).
@@ -185,6 +187,7 @@ class Setup(_Checked):
     fixed_norm_scope: str = "total"
     normalization: str | None = None
     qk_norm: bool = True
+    tokens: str = "patches"
     bn_eps: float = 1e-5
     optimizer: str = "sgd"
     dtype: str = "float32"
@@ -213,6 +216,7 @@ class Setup(_Checked):
         "fixed_norm_scope": (one_of, SCOPES),
         "normalization": (optional, one_of, NORMALIZATIONS),
         "qk_norm": (flag,),
+        "tokens": (one_of, TOKENS),
         "bn_eps": (number, "a number from 0", 0, inf),
         "optimizer": (one_of, OPTIMIZERS),
         "dtype": (one_of, DTYPES),
