@@ -311,13 +311,13 @@ class Transformer(Network):
     """Small pre-norm transformer on patches, normalized so that every matrix is scale-invariant.
 
     The picture is cut into 4 x 4 patches, or into its rows (`Setup.tokens`). A block: norm -
-    queries, keys, values - attention with normalized queries and keys (`Setup.qk_norm`) - norm - output; norm - linear -
-    ReLU - norm - linear. The norm before each matrix that writes into the residual stream makes the
-    matrices before it invariant on their own; the writers (patch and position embedding, both
-    output matrices of each block) are invariant together. Tokens are averaged at the end.
-    Normalizations are layer norm or RMS norm over a token's features (a head's, for queries and
-    keys): nothing depends on the batch. The second norms are those of Wang et al. 2022 (arXiv
-    2210.06423).
+    queries, keys, values - attention with normalized queries and keys (`Setup.qk_norm`) - norm -
+    output; norm - linear - ReLU - norm - linear. The norm before each matrix that writes into the
+    residual stream makes the matrices before it invariant on their own; the writers (patch and
+    position embedding, both output matrices of each block) are invariant together. Tokens are
+    averaged at the end. Normalizations are layer norm or RMS norm over a token's features (a
+    head's, for queries and keys): nothing depends on the batch. The second norms are those of Wang
+    et al. 2022 (arXiv 2210.06423).
     """
 
     STREAM = "stream"
