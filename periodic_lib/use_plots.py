@@ -105,11 +105,11 @@ def plot_adaptive(free: xr.Dataset, limited: xr.Dataset) -> Figure:
     """
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
     figure.get_layout_engine().set(wspace=0.06)
-    axes[0].semilogy(free.step, free.weight_norm, color="0.3", lw=1.3, label="no limit")
+    axes[0].semilogy(free.step, free.weight_norm, color="0.65", lw=1, label="no limit")
     for row, look in zip(range(limited.sizes["run"]), ("C0-", "C1--"), strict=False):
         one = limited.isel(run=row)
         word = f"z* = {float(one.clip_above):g}"
-        axes[0].plot(one.step, one.weight_norm, look, lw=1.3, label=word)
+        axes[0].plot(one.step, one.weight_norm, look, lw=1.6, label=word)
     first, breaks = limited.isel(run=[0]), find_destabilizations(limited.isel(run=[0]))
     place = int(breaks["start"].min()) if len(breaks) else int(first.step[-1])
     near = first.sel(step=slice(place - BEFORE, place + AFTER)).step
