@@ -7,7 +7,7 @@ cannot do that, but it has a balance of its own: with g <- c g / |g|,
 
 settles at rho_c = eta c / sqrt(1 - a^2), near c sqrt(eta / (2 lambda)). The turn per step is there
 that of every equilibrium, near sqrt(2 eta lambda). Li et al. 2022 (arXiv 2202.00980) clip there on
-purpose, by a limit that follows the norm. NumPy and pandas only.
+purpose, by a limit that follows the norm. No torch at import.
 """
 
 from __future__ import annotations
@@ -32,6 +32,24 @@ def clipped_norm(lr: float, weight_decay: float, limit: float) -> float:
     return float(norm) if norm.ndim == 0 else norm
 
 
+def adaptive_limits(results: xr.Dataset) -> xr.DataArray:
+    """Return ZClip's limit of every step, (run, step), infinity where there is none.
+
+    By `guards.AdaptiveLimit`, from the norms of the gradients as they were before it: those of a
+    record of every step, of runs whose other parameters are fixed.
+    """
+    import torch
+
+    from periodic_lib.guards import AdaptiveLimit
+
+    limit = AdaptiveLimit(torch.tensor(results.clip_above.fillna(np.inf).values[:, None]))
+    norms = results.grad_norm.transpose("step", "run").values.astype(float)
+    found = [limit.of(torch.tensor(row[:, None])).squeeze(1) for row in norms]
+    return xr.DataArray(
+        torch.stack(found).numpy().T, results.grad_norm.coords, ("run", "step"), "limit"
+    )
+
+
 def guard_table(results: xr.Dataset, from_share: float = 0.6) -> pd.DataFrame:
     """Return what became of every run with a clipped gradient or skipped steps, one row each.
 
@@ -42,15 +60,16 @@ def guard_table(results: xr.Dataset, from_share: float = 0.6) -> pd.DataFrame:
 
     Returns
     -------
-    table with the run's `run`, `seed`, `clip_norm` and `skip_above` (nan: none); `breaks` and
-    `late_breaks` (of the second half); `elr_break` and `peak_loss`, medians of its breaks (nan
-    without any); of the second half `norm`, `loss` and `turn` (medians; of the turn the root mean
-    square), `worst` (the largest loss), and `clipped` (the share of steps whose gradient is longer
-    than the limit); of the last tenth `norm_end`, its median, and `grown`, the median rate over
-    that of the tenth before `from_share`.
+    table with the run's `run`, `seed`, `clip_norm`, `clip_above` and `skip_above` (nan: none);
+    `breaks` and `late_breaks` (of the second half); `elr_break` and `peak_loss`, medians of its
+    breaks (nan without any); of the second half `norm`, `loss` and `turn` (medians; of the turn the
+    root mean square), `worst` (the largest loss), and `clipped` (the share of steps whose gradient
+    is longer than the limit); of the last tenth `norm_end`, its median, and `grown`, the median
+    rate over that of the tenth before `from_share`.
     """
-    breaks, second = find_destabilizations(results), late(results)
-    steps = results.sizes["step"]
+    breaks, steps = find_destabilizations(results), results.sizes["step"]
+    limit = np.minimum(adaptive_limits(results), results.clip_norm.fillna(np.inf))
+    second = late(results.assign(clipped=results.grad_norm > limit))
     last, middle = (
         results.elr.isel(step=slice(round((end - 0.1) * steps), round(end * steps))).median("step")
         for end in (1.0, from_share)
@@ -60,12 +79,13 @@ def guard_table(results: xr.Dataset, from_share: float = 0.6) -> pd.DataFrame:
             "run": results.run.values,
             "seed": results.init_seed.values,
             "clip_norm": results.clip_norm.values.astype(float),
+            "clip_above": results.clip_above.values.astype(float),
             "skip_above": results.skip_above.values.astype(float),
             "norm": second.weight_norm.median("step").values,
             "loss": second.train_loss.median("step").values,
             "turn": np.sqrt((second.angular_update**2).mean("step")).values,
             "worst": second.train_loss.max("step").values,
-            "clipped": (second.grad_norm > results.clip_norm).mean("step").values,
+            "clipped": second.clipped.mean("step").values,
             "norm_end": results.weight_norm.isel(step=slice(round(0.9 * steps), None))
             .median("step")
             .values,

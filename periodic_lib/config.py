@@ -30,6 +30,7 @@ NORMALIZED_BY = {  # network -> what may normalize it, its usual one first
     "transformer": ("layernorm", "rmsnorm"),
 }
 SCOPES = ("total", "layer")
+TOKENS = ("patches", "rows")
 DTYPES = ("float32", "float64")
 MATMULS = ("full", "tf32", "bfloat16")
 LOSSES = ("cross_entropy", "squared_error")
@@ -145,6 +146,7 @@ class Setup(_Checked):
         transformer, batch normalization else. Only the perceptron has all four.
     qk_norm : normalize the queries and keys of the transformer; without, these matrices are not
         scale-invariant, but still measured.
+    tokens : of the transformer: "patches", 4 x 4 of a picture, or its "rows".
     bn_eps : epsilon of the normalizations, added to the variance.
     optimizer : "sgd" (momentum per run), "nesterov", "adam" (both with coupled weight decay),
         "adamw" (decoupled).
@@ -185,6 +187,7 @@ class Setup(_Checked):
     fixed_norm_scope: str = "total"
     normalization: str | None = None
     qk_norm: bool = True
+    tokens: str = "patches"
     bn_eps: float = 1e-5
     optimizer: str = "sgd"
     dtype: str = "float32"
@@ -213,6 +216,7 @@ class Setup(_Checked):
         "fixed_norm_scope": (one_of, SCOPES),
         "normalization": (optional, one_of, NORMALIZATIONS),
         "qk_norm": (flag,),
+        "tokens": (one_of, TOKENS),
         "bn_eps": (number, "a number from 0", 0, inf),
         "optimizer": (one_of, OPTIMIZERS),
         "dtype": (one_of, DTYPES),
@@ -256,6 +260,9 @@ class Run(_Checked):
         batches.
     init_scale : factor on the initial scale-invariant weights, > 0.
     clip_norm : the gradient is scaled down to this norm where it is longer; None: never.
+    clip_above : the gradient is scaled down where its norm exceeds a running mean by more than so
+        many running standard deviations, by ZClip's rule (`periodic_lib.guards`; the authors take
+        2.5); None: never.
     skip_above : a step is left out where its gradient's norm exceeds the mean of the last 128 by
         more than so many of their standard deviations; None: never (`periodic_lib.guards`).
     changes : what becomes different on the way (`periodic_lib.changes`), for example "2500:
@@ -279,6 +286,7 @@ class Run(_Checked):
     data_seed: int = 0
     init_scale: float = 1.0
     clip_norm: float | None = None
+    clip_above: float | None = None
     skip_above: float | None = None
     changes: str | None = None
 
@@ -297,6 +305,7 @@ class Run(_Checked):
         "data_seed": (integer, FROM_ZERO, 0),
         "init_scale": (number, POSITIVE, 0, inf, OPEN),
         "clip_norm": (optional, number, POSITIVE + ", or None", 0, inf, OPEN),
+        "clip_above": (optional, number, POSITIVE + ", or None", 0, inf, OPEN),
         "skip_above": (optional, number, POSITIVE + ", or None", 0, inf, OPEN),
         "changes": (optional, checked_changes),
     }

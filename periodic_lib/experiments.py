@@ -350,6 +350,7 @@ def keep(dataset: xr.Dataset, todo: Plan) -> Path:
 
     Another copy of the declared data is the only change that is allowed. Of a record of more than
     `KEPT_ROWS` steps, an epoch becomes a row (`recording.thin`), except around destabilizations.
+    Of networks that were kept, what they are worth remains (`successive.condensed`).
 
     Raises
     ------
@@ -362,7 +363,10 @@ def keep(dataset: xr.Dataset, todo: Plan) -> Path:
         )
     from periodic_lib.periods import find_destabilizations
     from periodic_lib.recording import thin
+    from periodic_lib.successive import condensed
 
+    if "snapshot_step" in dataset.dims:
+        dataset = condensed(dataset)
     if dataset.sizes["step"] > KEPT_ROWS:
         breaks = find_destabilizations(dataset).start
         dataset = thin(dataset, every=dataset.attrs["steps_per_epoch"], around=breaks)

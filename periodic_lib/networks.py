@@ -310,14 +310,14 @@ class ResNet18(_Convolutional):
 class Transformer(Network):
     """Small pre-norm transformer on patches, normalized so that every matrix is scale-invariant.
 
-    The picture is cut into 4 x 4 patches, the tokens. A block: norm - queries, keys, values -
-    attention with normalized queries and keys (`Setup.qk_norm`) - norm - output; norm - linear -
-    ReLU - norm - linear. The norm before each matrix that writes into the residual stream makes the
-    matrices before it invariant on their own; the writers (patch and position embedding, both
-    output matrices of each block) are invariant together. Tokens are averaged at the end.
-    Normalizations are layer norm or RMS norm over a token's features (a head's, for queries and
-    keys): nothing depends on the batch. The second norms are those of Wang et al. 2022 (arXiv
-    2210.06423).
+    The picture is cut into 4 x 4 patches, or into its rows (`Setup.tokens`). A block: norm -
+    queries, keys, values - attention with normalized queries and keys (`Setup.qk_norm`) - norm -
+    output; norm - linear - ReLU - norm - linear. The norm before each matrix that writes into the
+    residual stream makes the matrices before it invariant on their own; the writers (patch and
+    position embedding, both output matrices of each block) are invariant together. Tokens are
+    averaged at the end. Normalizations are layer norm or RMS norm over a token's features (a
+    head's, for queries and keys): nothing depends on the batch. The second norms are those of Wang
+    et al. 2022 (arXiv 2210.06423).
     """
 
     STREAM = "stream"
@@ -325,10 +325,11 @@ class Transformer(Network):
     def _layers(self) -> int:
         channels, height, width = self.shape
         size, self.depth = self.setup.width, self.setup.depth or 4
-        self.patch = (math.ceil(height / PATCHES), math.ceil(width / PATCHES))
+        self.cuts = (height, 1) if self.setup.tokens == "rows" else (PATCHES, PATCHES)
+        self.patch = (math.ceil(height / self.cuts[0]), math.ceil(width / self.cuts[1]))
         pixels = channels * math.prod(self.patch)
         self._add("patches.weight", (size, pixels), fan_in=pixels, group=self.STREAM)
-        self._add("positions", (PATCHES**2, size), fan_in=size, group=self.STREAM)
+        self._add("positions", (math.prod(self.cuts), size), fan_in=size, group=self.STREAM)
         for i in range(self.depth):
             self._add_normalization(f"block{i}.norm_attention", size)
             for kind in ("queries", "keys", "values"):
@@ -399,10 +400,10 @@ class Transformer(Network):
 
     def _patches(self, x: torch.Tensor) -> torch.Tensor:
         """Return (runs, batch, tokens, pixels) from pictures, zero-padded to whole patches."""
-        (h, w), (height, width) = self.patch, x.shape[-2:]
-        x = F.pad(x, (0, PATCHES * w - width, 0, PATCHES * h - height))
-        x = x.unflatten(-1, (PATCHES, w))
-        x = x.unflatten(-3, (PATCHES, h))  # (runs, batch, channels, 4, h, 4, w)
+        (h, w), (height, width), (rows, columns) = self.patch, x.shape[-2:], self.cuts
+        x = F.pad(x, (0, columns * w - width, 0, rows * h - height))
+        x = x.unflatten(-1, (columns, w))
+        x = x.unflatten(-3, (rows, h))  # (runs, batch, channels, rows, h, columns, w)
         return x.permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(2, 3)
 
 

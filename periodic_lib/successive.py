@@ -12,9 +12,19 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from periodic_lib.minima import as_networks, chances_of, directions_of, judge_ensemble
+from periodic_lib.minima import (
+    as_networks,
+    chances_of,
+    directions_of,
+    find_minima,
+    judge_ensemble,
+    with_places,
+    with_sharpness,
+)
+from periodic_lib.results import setup_of
 
 TOGETHER_COLUMNS = ["run", "single", "ensemble", "average", "average_train"]
+MINIMUM = "minimum_"  # before the names of the columns of `find_minima`, in `condensed`
 
 
 def equally_spaced(results: xr.Dataset, number: int) -> dict[int, np.ndarray]:
@@ -74,3 +84,59 @@ def shuffled_within(table: pd.DataFrame, column: str, by: str, seed: int = 0) ->
     return table.assign(
         **{column: table.groupby(by)[column].transform(lambda part: rng.permutation(part))}
     )
+
+
+# ---------------------------------------------------------------- without the networks themselves
+
+
+def with_disagreement(kept: pd.DataFrame, results: xr.Dataset) -> pd.DataFrame:
+    """Return minima with their `disagreement` with the one before them in the run; nan for the
+    first.
+
+    The share of test examples that the two networks classify differently. `kept`: as
+    `minima.with_places` returns.
+    """
+    guess = results.test_logits.values.argmax(axis=-1).reshape(-1, results.sizes["example"])
+    kept = kept.sort_values(["run", "number"]).assign(disagreement=np.nan)
+    for _, mine in kept.groupby("run"):
+        at = guess[mine["place"].to_numpy(int)]
+        kept.loc[mine.index[1:], "disagreement"] = (at[1:] != at[:-1]).mean(axis=1)
+    return kept
+
+
+def condensed(results: xr.Dataset, number: int = 5, every: int = 10) -> xr.Dataset:
+    """Return a result without its networks, but with what they are worth: small enough to be kept.
+
+    Parameters
+    ----------
+    results : with evaluations and snapshots.
+    number : of networks that `put_together` judges: the last minima of a run or, where the norm is
+        fixed, as many networks equally spaced.
+    every : steps of which one stays.
+
+    Returns
+    -------
+    the record at every so manieth step, the evaluations, the columns of `put_together` by `run`,
+    and, where the norm is free, those of `find_minima`, with sharpness and disagreement, by `run`
+    and `number`, their names after "minimum_" (`minima_of` makes a table of them).
+    """
+    small = results.drop_dims(["snapshot_step", "weight", "example", "class"], errors="ignore")
+    small = small.isel(step=slice(None, None, every))
+    if setup_of(results).fixed_norm is None:
+        minima = find_minima(results)
+        kept = with_places(with_sharpness(minima, results), results)
+        places = last_minima(kept, number)
+        found = with_disagreement(kept, results)[["sharpness", "disagreement"]]
+        table = minima.join(found).set_index(["run", "number"]).to_xarray()
+        table = table.rename({name: MINIMUM + name for name in table.data_vars})
+        small = small.merge(table, join="outer")
+    else:
+        places = equally_spaced(results, number)
+    return small.merge(put_together(results, places).set_index("run").to_xarray(), join="left")
+
+
+def minima_of(small: xr.Dataset) -> pd.DataFrame:
+    """Return the minima in a result of `condensed`, one a row, as `find_minima` names them."""
+    ours = [name for name in map(str, small.data_vars) if name.startswith(MINIMUM)]
+    table = small[ours].reset_coords(drop=True).to_dataframe().dropna(subset=f"{MINIMUM}step")
+    return table.rename(columns=lambda name: name.removeprefix(MINIMUM)).reset_index()

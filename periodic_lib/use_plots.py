@@ -13,9 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from periodic_lib import plots
-from periodic_lib.clipping import clipped_norm
+from periodic_lib.clipping import adaptive_limits, clipped_norm
+from periodic_lib.periods import find_destabilizations
 
 MARKERS = "oDsv^P*"
+BEFORE, AFTER = 150, 150  # steps around a break that are shown
 CLOSE = 0.75  # of the norm without a limit: lines above would hide each other
 
 
@@ -91,4 +93,52 @@ def _ends(ax: Axes, results: xr.Dataset, clipped: pd.DataFrame) -> None:
         look = {"ms": 6, "mfc": "C0" if still else "white", "mec": "C0", "label": word}
         ax.plot(part["clip_norm"], part["norm_end"], marker, **look)
     ax.set(xlabel="limit of the gradient norm", ylabel="weight norm, last tenth")
+    ax.legend(fontsize=8)
+
+
+def plot_adaptive(free: xr.Dataset, limited: xr.Dataset) -> Figure:
+    """Plot the norm against the step without a limit and with ZClip's, and gradients at a break.
+
+    `free`: one run; `limited`: runs of one seed, one for each `clip_above`, the laxest first.
+    Right: the gradient's norm around the first break of the first of them, or its last step, and
+    what is left of it.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
+    figure.get_layout_engine().set(wspace=0.06)
+    axes[0].semilogy(free.step, free.weight_norm, color="0.65", lw=1, label="no limit")
+    for row, look in zip(range(limited.sizes["run"]), ("C0-", "C1--"), strict=False):
+        one = limited.isel(run=row)
+        word = f"z* = {float(one.clip_above):g}"
+        axes[0].plot(one.step, one.weight_norm, look, lw=1.6, label=word)
+    first, breaks = limited.isel(run=[0]), find_destabilizations(limited.isel(run=[0]))
+    place = int(breaks["start"].min()) if len(breaks) else int(first.step[-1])
+    near = first.sel(step=slice(place - BEFORE, place + AFTER)).step
+    gradient, limit = (x.sel(step=near)[0] for x in (first.grad_norm, adaptive_limits(first)))
+    axes[1].semilogy(near - place, gradient, color="0.5", lw=0.8, label="gradient")
+    used = np.minimum(gradient, limit)
+    axes[1].plot(near - place, used, "C0o", ms=2, label="after the limit")
+    axes[0].set(xlabel="step", ylabel="weight norm")
+    axes[1].set(xlabel="steps from the start of a break", ylabel="gradient norm")
+    for ax in axes:
+        plots.plain_numbers(ax.yaxis)
+        ax.legend(fontsize=8)
+    return figure
+
+
+def plot_worth(judged: Mapping[str, pd.DataFrame], ax: Axes) -> None:
+    """Plot test errors of one network, of averaged predictions, of averaged weights; a dot a run.
+
+    `judged`: name -> table with `single`, `ensemble`, `average`, as `successive.put_together` has.
+    """
+    columns = ("single", "ensemble", "average")
+    for shift, marker, color, (name, table) in zip(
+        (-0.12, 0.12), MARKERS, ("C0", "C1"), judged.items(), strict=False
+    ):
+        places = np.repeat(np.arange(len(columns)), len(table)) + shift
+        values = table[[*columns]].to_numpy().T.ravel()
+        ax.plot(places, values, marker, ms=5, color=color, alpha=0.7, label=name)
+    words = ("one", "predictions\naveraged", "weights\naveraged")
+    ax.set(yscale="log", ylabel="test error", xlim=(-0.5, len(columns) - 0.5))
+    ax.set_xticks(range(len(columns)), words)
+    plots.plain_numbers(ax.yaxis)
     ax.legend(fontsize=8)

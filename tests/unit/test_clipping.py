@@ -5,7 +5,7 @@ import pytest
 import xarray as xr
 
 from periodic_lib import Record, Run, Setup, train
-from periodic_lib.clipping import clipped_norm, guard_table
+from periodic_lib.clipping import adaptive_limits, clipped_norm, guard_table
 
 
 @pytest.mark.parametrize(("lr", "wd", "limit"), [(0.1, 0.2, 1.0), (0.3, 1e-2, 0.05), (2.0, 0.1, 7.0)])
@@ -39,7 +39,7 @@ def saw():
     data = {"weight_norm": norm, "train_loss": loss, "grad_norm": gradient}
     data |= {"elr": 0.1 / norm**2, "angular_update": np.full((2, 300), 0.2)}
     places |= {"init_seed": ("run", [0, 1]), "clip_norm": ("run", [2.0, np.nan])}
-    places |= {"skip_above": ("run", [np.nan, np.nan])}
+    places |= {name: ("run", [np.nan, np.nan]) for name in ("clip_above", "skip_above")}
     return xr.Dataset({name: (dims, values) for name, values in data.items()}, places)
 
 
@@ -59,3 +59,18 @@ def test_growth_is_from_one_tenth_to_the_last():
     quiet = guard_table(saw(), from_share=0.6).set_index("run").loc[6]
     assert quiet.grown == pytest.approx(np.exp(2 * 0.001 * 120))  # 0.4 of 300 steps
     assert quiet.norm_end == pytest.approx(np.exp(-0.001 * 284.5))  # the middle of the last tenth
+
+
+def test_the_limits_that_follow_are_those_that_the_steps_had():
+    setup = Setup(width=8, depth=1, steps=200, dtype="float64", bn_eps=0.0)
+    runs = [Run(lr=0.3, weight_decay=1e-2, clip_above=above) for above in (None, 0.5)]
+    data = train(setup, runs, Record(evaluate_every=None), progress=False)
+    limits = adaptive_limits(data)
+    assert np.isinf(limits[0]).all()
+    assert np.isinf(limits[1, :25]).all()
+    steps = (np.tan(data.angular_update) * data.weight_norm * (1 - 0.3e-2) / 0.3)[1]  # lengths of the gradients used
+    expected = np.minimum(limits, data.grad_norm)[1]
+    np.testing.assert_allclose(steps, expected, rtol=1e-4)
+    table = guard_table(data)
+    assert table.clipped.tolist() == [0, pytest.approx(float(np.isfinite(limits[1, 100:]).mean()))]
+    assert 0 < table.clipped[1] < 1

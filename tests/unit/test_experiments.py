@@ -236,6 +236,7 @@ def pictures(tmp_path):
 
 
 PAPER = [name for name, entry in declared().items() if "paper" in entry["profiles"]]
+OF_PAPER = {("cifar10", "convnet"), ("cifar10", "resnet18"), ("fashion_mnist", "mlp")}
 LARGE = 8  # runs; of a larger grid one learning rate is rehearsed
 
 
@@ -244,9 +245,9 @@ def test_the_paper_profile_is_rehearsed_for_two_steps(name, pictures, tmp_path, 
     monkeypatch.setenv("PERIODIC_CACHE", str(tmp_path))
     asked = plan(name, "paper")
     width = asked.setup.width
-    assert asked.setup.dataset == "cifar10"
-    assert width == 32 or declared()[name]["part_of"][1:] == ("width", width)
-    assert asked.setup.network in ("convnet", "resnet18")
+    assert (asked.setup.dataset, asked.setup.network) in OF_PAPER
+    usual = 64 if asked.setup.network == "mlp" else 32
+    assert width == usual or declared()[name]["part_of"][1:] == ("width", width)
     changes = dict.fromkeys(["evaluate_every", "curvature_every", "snapshot_every", "train_size"])
     changes |= {"dataset": pictures, "steps": 2, "batch_size": asked.setup.batch_size and 8}
     if len(asked.runs) > LARGE:
@@ -254,7 +255,7 @@ def test_the_paper_profile_is_rehearsed_for_two_steps(name, pictures, tmp_path, 
     done = run_experiment(name, "paper", overrides=changes, progress=False)
     assert done.sizes["step"] >= 1
     assert np.isfinite(done.train_loss).all()
-    initial_norm = {"convnet": 12.65, "resnet18": 28.0}[asked.setup.network] * np.sqrt(width / 32)
+    initial_norm = {"convnet": 12.65, "resnet18": 28.0, "mlp": 8.0}[asked.setup.network] * np.sqrt(width / usual)
     initial_norm *= float(done.init_scale[0])
     assert float(done.weight_norm[0, 0]) == pytest.approx(initial_norm, rel=0.01) or asked.setup.fixed_norm
 
@@ -270,6 +271,15 @@ def test_a_result_is_kept_with_another_copy_of_the_data_only(project):
     declare(project, FILE.replace("steps: 1e1", "steps: 12"))
     with pytest.raises(results.ResultsError, match="other settings than are declared"):
         kept("small", "smoke")
+
+
+def test_of_networks_what_they_are_worth_is_kept(project):
+    declare(project, FILE.replace("evaluate_every: 5", "evaluate_every: 5, snapshot_every: 2"))
+    dataset = run_experiment("small", "smoke", progress=False)
+    assert "test_logits" in dataset
+    keep(dataset, plan("small", "smoke"))
+    assert "test_logits" not in kept("small", "smoke")
+    assert "ensemble" in kept("small", "smoke")
 
 
 def test_a_budget_needs_a_place_for_the_state():

@@ -37,11 +37,21 @@ def make(name, shape=(1, 8, 8), **options):
 @pytest.mark.parametrize("others", [False, True])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize(
-    "name", [*NETWORKS, "transformer rmsnorm", "mlp layernorm", "mlp rmsnorm", "mlp none", "transformer plain"]
+    "name",
+    [
+        *NETWORKS,
+        "transformer rmsnorm",
+        "mlp layernorm",
+        "mlp rmsnorm",
+        "mlp none",
+        "transformer plain",
+        "transformer rows",
+    ],
 )
 def test_declared_scale_invariance_is_what_a_probe_finds(name, shape, others):
     name, _, normalization = name.partition(" ")
-    how = {"qk_norm": False} if normalization == "plain" else {"normalization": normalization or None}
+    special = {"plain": {"qk_norm": False}, "rows": {"tokens": "rows"}}
+    how = special.get(normalization, {"normalization": normalization or None})
     network, values, x = make(name, shape, train_others=others, **how)
     labels = torch.arange(12).expand(RUNS, -1) % 10
 
@@ -119,6 +129,15 @@ def test_attention_is_what_its_definition_says():
             q_, k_ = (nn.functional.layer_norm(m[..., part], (4,), eps=0) for m in (q, k))
             weights = torch.softmax(q_ @ k_.transpose(1, 2) / 4**0.5, dim=-1)
             assert torch.allclose(ours[run, ..., part], weights @ v[..., part], rtol=1e-9)
+
+
+def test_rows_are_the_rows_of_a_picture():
+    network, values, x = make("transformer", (3, 28, 20), tokens="rows")
+    rows = network._patches(x)
+    assert rows.shape == (RUNS, 12, 28, 3 * 20)
+    assert torch.equal(rows, x.transpose(2, 3).flatten(3))
+    assert values["positions"].shape[1:] == (28, 16)
+    assert network.logits(values, x).shape == (RUNS, 10, 12)
 
 
 def test_patches_hold_every_pixel_once():

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from periodic_lib import results, theory
+from periodic_lib.project import ConfigError
 
 FIGURE = results.published("lobacheva2021_figure2")
 JUMPS = results.published("lobacheva2021_jumps")
@@ -52,3 +53,29 @@ def test_reading_is_plain():
     assert isinstance(JUMPS, pd.DataFrame)
     with pytest.raises(FileNotFoundError):
         results.published("lobacheva2022")
+
+
+def test_ours_stands_beside_what_was_published_and_agrees_within_a_tenth():
+    anchors = results.published("anchors").query("chapter == '15_on_the_sphere'").set_index("quantity")
+    ours = {name: row.high * 1.09 for name, row in anchors.iterrows()}
+    ours |= {"border": anchors.low["border"] * 0.89, "upper": np.nan, "loss_rank": -0.95}
+    table = results.beside_published("15_on_the_sphere", ours).set_index("finding")
+    assert table.agrees.tolist() == ["no", "–", "yes", "yes", "yes", "yes"]
+    assert table.published.tolist()[:2] == ["0.0001 to 0.0005", "0.02 to 0.1"]
+    with pytest.raises(ConfigError, match=r"unknown quantity in `ours`.*elr"):
+        results.beside_published("15_on_the_sphere", ours | {"elr": 1.0})
+    ours.pop("fold_share")
+    with pytest.raises(ConfigError, match="fold_share is missing"):
+        results.beside_published("15_on_the_sphere", ours)
+
+
+def test_anchors_are_ranges_of_chapters_and_come_from_what_is_kept():
+    anchors = results.published("anchors")
+    assert (anchors.low <= anchors.high).all()
+    assert not anchors.duplicated(["chapter", "quantity"]).any()
+    borders = results.published("sadrtdinov2024_borders")
+    decades = np.log10(borders.chaos_to_divergence / borders.convergence_to_chaos)
+    kept = anchors.set_index("quantity")
+    for name, values in (("border", borders.convergence_to_chaos), ("upper", borders.chaos_to_divergence)):
+        assert (kept.low[name], kept.high[name]) == (values.min(), values.max())
+    assert (kept.low["decades"], kept.high["decades"]) == pytest.approx((decades.min(), decades.max()), abs=0.01)

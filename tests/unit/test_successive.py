@@ -4,8 +4,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from periodic_lib import Record, Run, Setup, train
-from periodic_lib.successive import equally_spaced, last_minima, put_together, shuffled_within
+from periodic_lib import Record, Run, Setup, results, train
+from periodic_lib import minima as mn
+from periodic_lib.successive import (
+    condensed,
+    equally_spaced,
+    last_minima,
+    minima_of,
+    put_together,
+    shuffled_within,
+    with_disagreement,
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,3 +60,41 @@ def test_shuffling_stays_inside_the_groups_and_destroys_the_order():
     mixed = shuffled_within(table, "x", "run")
     assert sorted(mixed.x[mixed.run == 0]) == list(range(500))
     assert abs(mixed[mixed.run == 1][["x", "y"]].corr().iloc[0, 1]) < 0.15
+
+
+@pytest.fixture(scope="module", params=[None, 1.0])
+def both(request):
+    """Runs that break, and runs on the sphere: of each the whole result and the condensed one."""
+    setup = Setup(width=32, steps=300, train_size=200, batch_size=100, fixed_norm=request.param)
+    runs = [Run(lr=0.1, weight_decay=0.2, init_seed=s, data_seed=s) for s in (0, 1)]
+    whole = train(setup, runs, Record(evaluate_every=10, snapshot_every=10), progress=False)
+    return whole, condensed(whole, number=2, every=20)
+
+
+def test_what_networks_are_worth_outlives_them(both, tmp_path):
+    whole, small = both
+    assert not {"snapshot_step", "weight", "example"} & set(small.dims)
+    assert small.step.values.tolist() == list(range(0, 300, 20))
+    assert (small.test_error == whole.test_error).all()
+    results.save(small, tmp_path / "small.nc")
+    small = results.load(tmp_path / "small.nc")
+    if "number" in small.dims:
+        minima = mn.find_minima(whole)
+        kept = mn.with_places(mn.with_sharpness(minima, whole), whole)
+        table, places = minima_of(small), last_minima(kept, 2)
+        pd.testing.assert_frame_equal(table[minima.columns], minima, check_dtype=False)
+        assert table.sharpness.dropna().to_numpy() == pytest.approx(kept.sharpness.to_numpy())
+    else:
+        places = equally_spaced(whole, 2)
+    for row in put_together(whole, places).itertuples():
+        for name in ("single", "ensemble", "average", "average_train"):
+            assert float(small[name].sel(run=row.run)) == pytest.approx(getattr(row, name))
+
+
+def test_disagreement_is_with_the_minimum_before(trained):
+    kept = pd.DataFrame({"run": [1, 0, 1, 0], "number": [2, 1, 1, 3], "place": [9, 0, 6, 2]})
+    found = with_disagreement(kept, trained).sort_index().disagreement
+    guess = trained.test_logits.values.argmax(-1)
+    assert found.isna().tolist() == [False, True, True, False]
+    assert found[0] == (guess[1, 4] != guess[1, 1]).mean() > 0
+    assert found[3] == (guess[0, 2] != guess[0, 0]).mean()

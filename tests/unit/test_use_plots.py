@@ -1,6 +1,7 @@
 """What the figures of chapter 18 show is what the tables hold."""
 
 import matplotlib
+import matplotlib.figure
 import numpy as np
 import pandas as pd
 import pytest
@@ -32,3 +33,33 @@ def test_limits_have_their_lines_and_the_balance():
     assert (quiet.get_xdata()[0], quiet.get_ydata()[0]) == (0.3, 0.2)
     assert (broken.get_xdata()[0], broken.get_ydata()[0]) == (1.0, 0.5)
     assert broken.get_markerfacecolor() == "white"
+
+
+def test_the_worth_of_networks_is_drawn_run_by_run():
+    table = pd.DataFrame({"single": [0.2, 0.3], "ensemble": [0.1, 0.2], "average": [0.5, 0.6]})
+    ax = matplotlib.figure.Figure().subplots()
+    use_plots.plot_worth({"minima": table, "held": table + 0.1}, ax)
+    minima, held = ax.lines
+    assert minima.get_ydata().tolist() == [0.2, 0.3, 0.1, 0.2, 0.5, 0.6]
+    assert held.get_ydata()[-1] == pytest.approx(0.7)
+    assert minima.get_xdata()[2] == pytest.approx(1 - 0.12)
+
+
+def test_the_limit_that_follows_is_drawn_at_the_first_break():
+    from periodic_lib.clipping import adaptive_limits
+
+    step, gradient = np.arange(600), np.random.default_rng(0).uniform(1, 2, (2, 600))
+    gradient[:, 400:420] = 30.0
+    loss = np.ones((2, 600))
+    loss[:, 401] = 9.0
+    norm = np.stack([np.exp(-0.01 * (step % 400))] * 2)
+    data = {"weight_norm": norm, "grad_norm": gradient, "train_loss": loss, "elr": 0.1 / norm**2}
+    places = {"run": [3, 4], "step": step, "clip_above": ("run", [2.5, 1.0])}
+    limited = xr.Dataset({name: (("run", "step"), values) for name, values in data.items()}, places)
+    left, right = use_plots.plot_adaptive(limited.isel(run=0), limited).axes
+    assert [line.get_label() for line in left.lines] == ["no limit", "z* = 2.5", "z* = 1"]
+    drawn, used = right.lines
+    at = int(drawn.get_ydata().argmax())  # the first of the long gradients, of step 400
+    assert drawn.get_ydata()[at] == 30
+    assert used.get_ydata()[at] == pytest.approx(float(adaptive_limits(limited)[0, 400]))
+    assert used.get_ydata()[at] < 10
