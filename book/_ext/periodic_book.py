@@ -10,6 +10,7 @@
     ```{chapter-figure} 03_periodic_behavior/one_run    a figure that a chapter showed, with its description
     ```
     ```{simulator} 03_periodic_behavior/one_run         the live simulator; the figure where no script runs
+    ```{drawing} loop.svg                               a drawing in the page's own colours
     ```
 
 They read the records that the chapters wrote when they were executed ($PERIODIC_RECORDS). A key that no chapter
@@ -111,13 +112,16 @@ class ChapterFigure(SphinxDirective):
 class Simulator(ChapterFigure):
     """The live simulator. Its figure and caption are a chapter figure's, which simulator.js finds in its container.
 
-    Option `mode: sphere`: at an effective learning rate that a slider holds, instead of weight decay.
+    Option `mode`: `sphere`, at an effective learning rate that a slider holds, instead of weight decay; `brief`, with one
+    preset and one slider.
     """
 
     required_arguments = 0
     optional_arguments = 1
     option_spec: ClassVar = {
-        "mode": lambda value: directives.choice(value, ("free", "sphere"))
+        "mode": lambda value: directives.choice(
+            value, ("free", "sphere", "brief")
+        )
     }
 
     def run(self):
@@ -134,6 +138,21 @@ class Simulator(ChapterFigure):
         holder = nodes.container(classes=["simulator-caption"])
         self.state.nested_parse(self.content, self.content_offset, holder)
         return [holder]
+
+
+class Drawing(SphinxDirective):
+    """A drawing of this folder, in the page's own colours: `loop.svg`. The body says the same in words."""
+
+    required_arguments = 1
+    has_content = True
+
+    def run(self):
+        path = Path(__file__).with_name(self.arguments[0])
+        self.env.note_dependency(str(path))
+        holder = nodes.container(classes=["drawing-caption"])
+        self.state.nested_parse(self.content, self.content_offset, holder)
+        drawn = path.read_text(encoding="utf-8")
+        return [raw_html(f'<div class="drawing">{drawn}</div>'), holder]
 
 
 def script(env, name):
@@ -339,6 +358,7 @@ def setup(app):
     app.add_directive("chapter-figure", ChapterFigure)
     app.add_directive("claim-filter", ClaimFilter)
     app.add_directive("claims", Claims)
+    app.add_directive("drawing", Drawing)
     app.add_directive("lesson", Lesson)
     app.add_directive("verdicts", Verdicts)
     app.add_directive("takeaways", Takeaways)

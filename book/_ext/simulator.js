@@ -726,10 +726,15 @@
     phases: "Phase diagram: effective gradient norm against effective learning rate, with the line of balance",
   };
 
-  const READINGS = { regime: "regime", count: "destabilizations", period: "mean period", step: "step",
+  const READINGS = { regime: "regime", count: "breaks", period: "mean period", step: "step",
     loss: "training loss", norm: "weight norm" };
 
   const MODES = { // what the element's data-mode asks for; `first` is the preset at the start
+    brief: { // one preset, one slider
+      presets: { periodic: PRESETS.periodic }, first: "periodic", plots: ["sphere", "norm"],
+      readings: { count: "breaks", period: "mean period", regime: "regime" },
+      sliders: [{ ...SLIDERS[0], low: -4, high: -1 }],
+    },
     free: { presets: PRESETS, first: "periodic", plots: Object.keys(PLOTS), readings: READINGS, sliders: SLIDERS },
     sphere: {
       presets: SPHERE_PRESETS, first: "to and fro", plots: ["sphere", "loss"],
@@ -794,6 +799,9 @@
         this.parameters.seed = Math.min(Math.max(Math.round(Number(seed.value)) || 0, 0), 9999);
         this.restart();
       });
+      if (this.mode === MODES.brief) {
+        return element("div", { class: "simulator-buttons", role: "group", "aria-label": "Run" }, this.playButton, restart);
+      }
       return element("div", { class: "simulator-buttons" },
         element("div", { role: "group", "aria-label": "Regimes" }, ...this.presets),
         element("div", { role: "group", "aria-label": "Run" }, this.playButton, step, restart,
@@ -964,7 +972,7 @@
       const theme = THEMES[document.documentElement.dataset.theme === "dark" ? "dark" : "light"];
       for (const picture of Object.values(pictures)) picture.clear(theme);
       this.sphere.draw(pictures.sphere, toy, this.trail);
-      drawSeries(pictures.loss, history, "loss", "training loss");
+      if (pictures.loss) drawSeries(pictures.loss, history, "loss", "training loss");
       if (pictures.norm) drawSeries(pictures.norm, history, "norm", "weight norm");
       if (pictures.phases) drawPhases(pictures.phases, history, toy.lrWd);
       this.#read();
@@ -984,7 +992,7 @@
       const [count, period] = this.#events();
       const texts = { regime: judge.regime, count, period, step: whole(toy.steps) };
       for (const name of ["loss", "norm"]) texts[name] = toy.steps ? short(toy[name]) : "\u2013";
-      for (const [name, text] of Object.entries(texts)) this.readings[name].textContent = text;
+      for (const [name, place] of Object.entries(this.readings)) place.textContent = texts[name];
     }
 
     /* Return what is counted: breaks and the period between them, or how often a run has settled and left again. */
@@ -1025,7 +1033,7 @@
       }
       const count = judge.starts.length;
       const period = judge.meanPeriod ? `, one every ${whole(judge.meanPeriod)} steps` : "";
-      const events = `${whole(count)} destabilization${count === 1 ? "" : "s"} in ${whole(judge.steps)} steps${period}`;
+      const events = `${whole(count)} break${count === 1 ? "" : "s"} in ${whole(judge.steps)} steps${period}`;
       return `Regime: ${regime}; ${events}; training loss ${short(toy.loss)}, weight norm ${short(toy.norm)}.`;
     }
   }
