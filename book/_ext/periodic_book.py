@@ -10,6 +10,7 @@
     ```{chapter-figure} 03_periodic_behavior/one_run    a figure that a chapter showed, with its description
     ```
     ```{simulator} 03_periodic_behavior/one_run         the live simulator; the figure where no script runs
+    ```{explore} 04_one_period/break                    numbers that a chapter embedded, to step through or guess at
     ```{drawing} loop.svg                               a drawing in the page's own colours
     ```
 
@@ -138,6 +139,43 @@ class Simulator(ChapterFigure):
         holder = nodes.container(classes=["simulator-caption"])
         self.state.nested_parse(self.content, self.content_offset, holder)
         return [holder]
+
+
+class Explored(SphinxDirective):
+    """Numbers that a chapter embedded, `<chapter>/<name>`, to step through (`steps`) or to guess at (`guess`).
+
+    The body is text that stands below, and alone where no script runs.
+    """
+
+    required_arguments = 1
+    has_content = True
+    option_spec: ClassVar = {
+        "kind": lambda value: directives.choice(value, ("steps", "guess"))
+    }
+
+    def run(self):
+        chapter, _, name = self.arguments[0].partition("/")
+        embedded = (record(self.env, chapter) or {}).get("embedded", {})
+        if name not in embedded:
+            logger.warning(
+                "chapter %r embeds no %r",
+                chapter,
+                name,
+                location=self.get_location(),
+            )
+            return []
+        kind = self.options.get("kind", "steps")
+        holder = nodes.container(classes=["explore-caption"])
+        self.state.nested_parse(self.content, self.content_offset, holder)
+        data = embedded[name].replace("<", "\\u003c")
+        return [
+            raw_html(
+                f'<div class="explore explore-{kind}">'
+                f'<script type="application/json">{data}</script>'
+            ),
+            holder,
+            raw_html(f"</div>{script(self.env, 'explore.js')}"),
+        ]
 
 
 class Drawing(SphinxDirective):
@@ -359,6 +397,7 @@ def setup(app):
     app.add_directive("claim-filter", ClaimFilter)
     app.add_directive("claims", Claims)
     app.add_directive("drawing", Drawing)
+    app.add_directive("explore", Explored)
     app.add_directive("lesson", Lesson)
     app.add_directive("verdicts", Verdicts)
     app.add_directive("takeaways", Takeaways)

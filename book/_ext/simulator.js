@@ -523,6 +523,7 @@
     return { at, ticks };
   }
 
+  const NARROW = 220; // pixels of a plot, as two are beside each other on a phone
   const FRAME_LEFT = 44, FRAME_TOP = 24, FRAME_RIGHT = 14, FRAME_BOTTOM = 38;
 
   /* Draw the axes of a plot and return its scales. */
@@ -569,7 +570,8 @@
     const balance = (1 - lrWd) * Math.tan(Math.acos(1 - lrWd)); // effective learning rate times gradient norm
     const ends = [ranges[0][0] / 2, ranges[0][1] * 2];
     widen(ranges[1], balance / ranges[0][1], balance / ranges[0][1]);
-    const { x, y } = drawAxes(picture, "effective gradient norm (dashed: balance)", "effective learning rate",
+    const title = picture.width < NARROW ? "gradient (dashed: balance)" : "effective gradient norm (dashed: balance)";
+    const { x, y } = drawAxes(picture, title, "effective learning rate",
       (from, to) => logarithmicScale(ranges[0], from, to), (from, to) => logarithmicScale(ranges[1], from, to));
     const { line, accent } = picture.theme;
     picture.line(ends.map((elr) => [x.at(elr), y.at(balance / elr)]), accent, 1.4, [6, 4]);
@@ -650,8 +652,9 @@
 
     draw(picture, toy, trail) {
       const { context, theme, width, height } = picture;
-      const radius = Math.min(width - 90, height - 34) / 2;
-      const x = radius + 12, y = 24 + radius;
+      const narrow = width < NARROW;
+      const radius = Math.min(narrow ? width - 8 : width - 90, height - 34) / 2;
+      const x = narrow ? width / 2 : radius + 12, y = 24 + radius;
       if (this.stale) this.paint(toy, 160);
       context.save();
       context.beginPath();
@@ -672,8 +675,8 @@
       context.globalAlpha = depth < 0 ? 0.45 : 1;
       picture.dot(nowX, nowY, 6, "#e8384f");
       context.globalAlpha = 1;
-      picture.text("loss on the sphere of directions", 2, 9, "left");
-      this.#drawLegend(picture, x + radius + 16, y, radius * 0.8, theme);
+      picture.text(narrow ? "loss on the sphere" : "loss on the sphere of directions", 2, 9, "left");
+      if (!narrow) this.#drawLegend(picture, x + radius + 16, y, radius * 0.8, theme);
     }
 
     /* Older thirds fainter. */
