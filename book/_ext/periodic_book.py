@@ -25,7 +25,7 @@ from typing import ClassVar
 from docutils import nodes
 from docutils.parsers.rst import directives
 from docutils.statemachine import StringList
-from periodic_lib import claims, lessons, notebooks, scorecard
+from periodic_lib import claims, glossary, lessons, notebooks, scorecard
 from periodic_lib.project import root
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective, SphinxRole
@@ -349,6 +349,103 @@ def sections_in_rst(lines):
             yield line
 
 
+# Words of the glossary that a page uses in their everyday sense, too, or in every paragraph.
+TOO_PLAIN = {
+    "step",
+    "run",
+    "epoch",
+    "setup",
+    "direction",
+    "lr",
+    "span",
+    "undecided",
+    "period",
+    "weight_decay",
+    "overshoot",
+}
+FORMS = {
+    "equilibrium": ["equilibria"],
+    "destabilization": ["broke"],
+    "lr_wd": ["lr × wd"],
+}
+NO_LINKS = (
+    nodes.title,
+    nodes.reference,
+    nodes.literal,
+    nodes.literal_block,
+    nodes.math,
+    nodes.math_block,
+    nodes.raw,
+    nodes.caption,
+    nodes.table,
+    nodes.comment,
+)
+
+
+def words_of_terms():
+    """Return what is looked for on a page: word in lower case -> name of its entry in the glossary."""
+    found = {}
+    for name, term in glossary.TERMS.items():
+        if name not in TOO_PLAIN:
+            words = [*term.term.split(", "), *FORMS.get(name, [])]
+            found |= {word.lower(): name for word in words}
+    return found
+
+
+def link_terms(app, doctree, docname):
+    """Link a chapter's first use of each word of the glossary to its entry there."""
+    if not re.match(r"\d\d_", docname):
+        return
+    words, seen = words_of_terms(), set()
+    longest_first = sorted(words, key=len, reverse=True)
+    pattern = re.compile(
+        rf"(?<![\w-])({'|'.join(map(re.escape, longest_first))})(?:s|es)?(?![\w-])",
+        re.IGNORECASE,
+    )
+    target = app.builder.get_relative_uri(docname, "glossary")
+    for text in list(doctree.findall(nodes.Text)):
+        if not within(text, NO_LINKS) and within(text, nodes.paragraph):
+            parts = with_links(text.astext(), pattern, words, seen, target)
+            if len(parts) > 1:
+                text.parent.replace(text, parts)
+
+
+def within(node, kinds):
+    """Whether a node lies in one of these kinds."""
+    while node := node.parent:
+        if isinstance(node, kinds):
+            return True
+    return False
+
+
+def with_links(text, pattern, words, seen, target):
+    """Return a text as nodes, words of the glossary that are not in `seen` as links; they are put there."""
+    parts, end = [], 0
+    for match in pattern.finditer(text):
+        name = words[match[1].lower()]
+        if name not in seen:
+            seen.add(name)
+            link = nodes.reference(
+                "",
+                match[0],
+                refuri=f"{target}#term-{name}",
+                internal=True,
+                classes=["term"],
+            )
+            link["reftitle"] = glossary.TERMS[name].definition
+            parts += [nodes.Text(text[end : match.start()]), link]
+            end = match.end()
+    return [*parts, nodes.Text(text[end:])]
+
+
+def name_terms(app, doctree):
+    """Give every row of the glossary the name that links go to."""
+    if app.env.docname == "glossary":
+        for row in doctree.findall(nodes.row):
+            for literal in list(row.findall(nodes.literal))[:1]:
+                row["ids"].append(f"term-{literal.astext()}")
+
+
 def outdated_by_styles(app, env, added, changed, removed):
     """Name the first page if a style or script changed: Sphinx copies them only when it writes a page."""
     copies = Path(app.outdir) / "_static"
@@ -390,6 +487,8 @@ def setup(app):
     app.connect("html-page-context", follow_the_reader, priority=999)
     app.connect("autodoc-process-docstring", in_rst)
     app.connect("env-get-outdated", outdated_by_styles)
+    app.connect("doctree-read", name_terms)
+    app.connect("doctree-resolved", link_terms)
     app.connect("build-finished", mend_pages)
     app.add_role("result", ResultRole())
     app.add_role("count", CountRole())
