@@ -503,6 +503,7 @@ def setup(app):
     app.add_directive("simulator", Simulator)
     return {
         "version": "1",
+        "env_version": 2,  # a higher one: every page is read again
         "parallel_read_safe": True,
         "parallel_write_safe": True,
     }

@@ -514,7 +514,7 @@
   }
 
   function linearScale([low, high], from, to) {
-    const rough = (high - low) / 4 || 1;
+    const rough = (high - low) / (to - from < 150 ? 2 : 4) || 1;
     const power = 10 ** Math.floor(Math.log10(rough));
     const apart = Math.max(1, [1, 2, 5, 10].find((digit) => digit * power >= rough) * power);
     const at = (value) => from + ((to - from) * (value - low)) / (high - low || 1);
