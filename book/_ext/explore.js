@@ -57,7 +57,7 @@
   }
 
   function short(value) {
-    if (value && (value < 1e-3 || value >= 1e5)) return value.toExponential(1);
+    if (value && (value < 1e-3 || value >= 1e5)) return value.toExponential(2);
     return String(Number(value.toPrecision(3)));
   }
 
