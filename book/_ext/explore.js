@@ -79,6 +79,16 @@
       d: "M" + steps.map((step, k) => `${x(step).toFixed(1)} ${y(shown[k]).toFixed(1)}`).join("L") }) };
   }
 
+  /* Paint again when the place has another width. */
+  function follow(place, paint) {
+    let width = place.clientWidth;
+    new ResizeObserver(() => {
+      if (place.clientWidth === width) return;
+      width = place.clientWidth;
+      requestAnimationFrame(paint);
+    }).observe(place);
+  }
+
   function slider(id, label, low, high, value, act) {
     const input = make("input", { type: "range", id, min: low, max: high, value, step: 1 });
     input.addEventListener("input", () => act(Number(input.value)));
@@ -130,7 +140,7 @@
       paint();
     }
     go(start);
-    new ResizeObserver(paint).observe(place);
+    follow(place, paint);
   }
 
   // ------------------------------------------------------------ guesses of the next break
@@ -223,7 +233,7 @@
       return first + all;
     }
     show();
-    new ResizeObserver(paint).observe(place);
+    follow(place, paint);
   }
 
   // ------------------------------------------------------------ every place of the page

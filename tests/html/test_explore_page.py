@@ -1,9 +1,10 @@
 """What readers explore on rendered pages: run after `make book`, in headless Chromium."""
 
 import json
+import re
 
 import pytest
-from browser import needs_chromium, opened, opened_narrow
+from browser import needs_chromium, opened, opened_narrow, printed
 from test_book import CONTENT, HTML, soup
 
 STEPS, GUESS = HTML / "04_one_period.html", HTML / "05_jumps.html"
@@ -74,3 +75,9 @@ def test_on_a_phone_the_plots_stay_in_view_while_a_slider_moves(tmp_path):
     assert position == "sticky"
     assert float(height.removesuffix("px")) <= 400
     assert low >= 24
+
+
+@needs_chromium
+def test_the_cheat_sheet_is_one_printed_page(tmp_path):
+    sheet = printed(HTML / "cheat_sheet.html", tmp_path)
+    assert len(re.findall(rb"/Type\s*/Page\b", sheet)) == 1
