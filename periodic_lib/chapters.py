@@ -129,6 +129,18 @@ class Chapter:
         shown = {"image/png": picture, "text/plain": alt}
         display(shown, raw=True, metadata={"image/png": {"alt": alt}})
 
+    def embed(self, name: str, data: Mapping) -> None:
+        """Keep plain numbers and text under `name`, for a page on which a reader explores them.
+
+        Raises
+        ------
+        ConfigError : for more than a page should hold, or a number that is not finite.
+        """
+        from periodic_lib import explore
+
+        self._content.setdefault("embedded", {})[name] = explore.as_text(data)
+        self._write()
+
     @staticmethod
     def tabulate(
         table: pd.DataFrame,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import platform
+import textwrap
 from collections.abc import Mapping, Sequence
 
 from periodic_lib import claims
@@ -95,16 +98,51 @@ def _row(claim: str, entry: Mapping, found: Mapping, stayed: str | None) -> str:
         share=claims.share(found),
         mark=mark,
         lines="\n".join(f"- *{name}*: {_one_line(text)}" for name, text in lines.items() if text),
+        objection=objection(claim, entry, found),
         kind=entry["kind"].capitalize(),
         chapter=entry["chapter"],
         classes=f"claim kind-{entry['kind']} verdict-{found['verdict'].replace(' ', '-')}",
     )
 
 
+def objection(claim: str, entry: Mapping, found: Mapping) -> str:
+    """Return a text to copy for a reader who disagrees: the claim, what was found, by which rule,
+    with which versions, and the command that repeats it.
+
+    Parameters
+    ----------
+    claim : id in data/claims/claims.yml.
+    entry : its declaration (`claims.declared`).
+    found : what was found on it (`claims.checked`).
+    """
+    lines = {
+        "Claim": f"{claim}: {entry['statement']}",
+        "Found": f"{found['verdict']} ({claims.share(found)}); {found['measured']}",
+        "Rule": entry["rule"],
+        "Rule fixed": entry["fixed"],
+        "Repeat": f"periodic book {entry['chapter'][:2]} --profile classroom --force",
+        "Versions": versions(),
+    }
+    written = [
+        textwrap.fill(f"{name}: {_one_line(text)}", WIDTH, subsequent_indent="  ")
+        for name, text in lines.items()
+    ]
+    return "\n".join([*written, *QUESTIONS])
+
+
+def versions() -> str:
+    """Return the versions that a number of this book depends on, in one line."""
+    names = ("periodic-lib", "torch", "numpy")
+    packages = [f"{name} {importlib.metadata.version(name)}" for name in names]
+    return ", ".join([*packages, f"Python {platform.python_version()}"])
+
+
 def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+WIDTH = 76  # characters of a line to copy
+QUESTIONS = ("My processor and versions: ", "What I found: ", "Why I disagree: ")
 SEEDS_HEAD = "Same verdict with other seeds"
 TABLE = """
 ```{{list-table}}
@@ -120,6 +158,12 @@ ROW = """
 {kind} in [{claim}]({chapter}.ipynb): **{verdict}** ({share}){mark}
 
 {lines}
+
+:::{{dropdown}} Disagree with this claim: a text to copy
+```text
+{objection}
+```
+:::
 ::::
 """
 SEEDS = """

@@ -10,6 +10,8 @@
     ```{chapter-figure} 03_periodic_behavior/one_run    a figure that a chapter showed, with its description
     ```
     ```{simulator} 03_periodic_behavior/one_run         the live simulator; the figure where no script runs
+    ```{explore} 04_one_period/break                    numbers that a chapter embedded, to step through or guess at
+    ```{drawing} loop.svg                               a drawing in the page's own colours
     ```
 
 They read the records that the chapters wrote when they were executed ($PERIODIC_RECORDS). A key that no chapter
@@ -23,7 +25,7 @@ from typing import ClassVar
 from docutils import nodes
 from docutils.parsers.rst import directives
 from docutils.statemachine import StringList
-from periodic_lib import claims, lessons, notebooks, scorecard
+from periodic_lib import claims, glossary, lessons, notebooks, scorecard
 from periodic_lib.project import root
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective, SphinxRole
@@ -111,13 +113,16 @@ class ChapterFigure(SphinxDirective):
 class Simulator(ChapterFigure):
     """The live simulator. Its figure and caption are a chapter figure's, which simulator.js finds in its container.
 
-    Option `mode: sphere`: at an effective learning rate that a slider holds, instead of weight decay.
+    Option `mode`: `sphere`, at an effective learning rate that a slider holds, instead of weight decay; `brief`, with one
+    preset and one slider.
     """
 
     required_arguments = 0
     optional_arguments = 1
     option_spec: ClassVar = {
-        "mode": lambda value: directives.choice(value, ("free", "sphere"))
+        "mode": lambda value: directives.choice(
+            value, ("free", "sphere", "brief")
+        )
     }
 
     def run(self):
@@ -134,6 +139,58 @@ class Simulator(ChapterFigure):
         holder = nodes.container(classes=["simulator-caption"])
         self.state.nested_parse(self.content, self.content_offset, holder)
         return [holder]
+
+
+class Explored(SphinxDirective):
+    """Numbers that a chapter embedded, `<chapter>/<name>`, to step through (`steps`) or to guess at (`guess`).
+
+    The body is text that stands below, and alone where no script runs.
+    """
+
+    required_arguments = 1
+    has_content = True
+    option_spec: ClassVar = {
+        "kind": lambda value: directives.choice(value, ("steps", "guess"))
+    }
+
+    def run(self):
+        chapter, _, name = self.arguments[0].partition("/")
+        embedded = (record(self.env, chapter) or {}).get("embedded", {})
+        if name not in embedded:
+            logger.warning(
+                "chapter %r embeds no %r",
+                chapter,
+                name,
+                location=self.get_location(),
+            )
+            return []
+        kind = self.options.get("kind", "steps")
+        holder = nodes.container(classes=["explore-caption"])
+        self.state.nested_parse(self.content, self.content_offset, holder)
+        data = embedded[name].replace("<", "\\u003c")
+        return [
+            raw_html(
+                f'<div class="explore explore-{kind}">'
+                f'<script type="application/json">{data}</script>'
+            ),
+            holder,
+            raw_html(f"</div>{script(self.env, 'explore.js')}"),
+        ]
+
+
+class Drawing(SphinxDirective):
+    """A drawing of this folder, in the page's own colours: `loop.svg`. The body says the same in words."""
+
+    required_arguments = 1
+    has_content = True
+
+    def run(self):
+        path = Path(__file__).with_name(self.arguments[0])
+        self.env.note_dependency(str(path))
+        holder = nodes.container(classes=["drawing-caption"])
+        self.state.nested_parse(self.content, self.content_offset, holder)
+        drawn = path.read_text(encoding="utf-8")
+        return [raw_html(f'<div class="drawing">{drawn}</div>'), holder]
 
 
 def script(env, name):
@@ -292,6 +349,103 @@ def sections_in_rst(lines):
             yield line
 
 
+# Words of the glossary that a page uses in their everyday sense, too, or in every paragraph.
+TOO_PLAIN = {
+    "step",
+    "run",
+    "epoch",
+    "setup",
+    "direction",
+    "lr",
+    "span",
+    "undecided",
+    "period",
+    "weight_decay",
+    "overshoot",
+}
+FORMS = {
+    "equilibrium": ["equilibria"],
+    "destabilization": ["broke"],
+    "lr_wd": ["lr × wd"],
+}
+NO_LINKS = (
+    nodes.title,
+    nodes.reference,
+    nodes.literal,
+    nodes.literal_block,
+    nodes.math,
+    nodes.math_block,
+    nodes.raw,
+    nodes.caption,
+    nodes.table,
+    nodes.comment,
+)
+
+
+def words_of_terms():
+    """Return what is looked for on a page: word in lower case -> name of its entry in the glossary."""
+    found = {}
+    for name, term in glossary.TERMS.items():
+        if name not in TOO_PLAIN:
+            words = [*term.term.split(", "), *FORMS.get(name, [])]
+            found |= {word.lower(): name for word in words}
+    return found
+
+
+def link_terms(app, doctree, docname):
+    """Link a chapter's first use of each word of the glossary to its entry there."""
+    if not re.match(r"\d\d_", docname):
+        return
+    words, seen = words_of_terms(), set()
+    longest_first = sorted(words, key=len, reverse=True)
+    pattern = re.compile(
+        rf"(?<![\w-])({'|'.join(map(re.escape, longest_first))})(?:s|es)?(?![\w-])",
+        re.IGNORECASE,
+    )
+    target = app.builder.get_relative_uri(docname, "glossary")
+    for text in list(doctree.findall(nodes.Text)):
+        if not within(text, NO_LINKS) and within(text, nodes.paragraph):
+            parts = with_links(text.astext(), pattern, words, seen, target)
+            if len(parts) > 1:
+                text.parent.replace(text, parts)
+
+
+def within(node, kinds):
+    """Whether a node lies in one of these kinds."""
+    while node := node.parent:
+        if isinstance(node, kinds):
+            return True
+    return False
+
+
+def with_links(text, pattern, words, seen, target):
+    """Return a text as nodes, words of the glossary that are not in `seen` as links; they are put there."""
+    parts, end = [], 0
+    for match in pattern.finditer(text):
+        name = words[match[1].lower()]
+        if name not in seen:
+            seen.add(name)
+            link = nodes.reference(
+                "",
+                match[0],
+                refuri=f"{target}#term-{name}",
+                internal=True,
+                classes=["term"],
+            )
+            link["reftitle"] = glossary.TERMS[name].definition
+            parts += [nodes.Text(text[end : match.start()]), link]
+            end = match.end()
+    return [*parts, nodes.Text(text[end:])]
+
+
+def name_terms(app, doctree):
+    """Give every row of the glossary the name that links go to."""
+    if app.env.docname == "glossary":
+        for row in doctree.findall(nodes.row):
+            for literal in list(row.findall(nodes.literal))[:1]:
+                row["ids"].append(f"term-{literal.astext()}")
+
+
 def outdated_by_styles(app, env, added, changed, removed):
     """Name the first page if a style or script changed: Sphinx copies them only when it writes a page."""
     copies = Path(app.outdir) / "_static"
@@ -333,18 +487,23 @@ def setup(app):
     app.connect("html-page-context", follow_the_reader, priority=999)
     app.connect("autodoc-process-docstring", in_rst)
     app.connect("env-get-outdated", outdated_by_styles)
+    app.connect("doctree-read", name_terms)
+    app.connect("doctree-resolved", link_terms)
     app.connect("build-finished", mend_pages)
     app.add_role("result", ResultRole())
     app.add_role("count", CountRole())
     app.add_directive("chapter-figure", ChapterFigure)
     app.add_directive("claim-filter", ClaimFilter)
     app.add_directive("claims", Claims)
+    app.add_directive("drawing", Drawing)
+    app.add_directive("explore", Explored)
     app.add_directive("lesson", Lesson)
     app.add_directive("verdicts", Verdicts)
     app.add_directive("takeaways", Takeaways)
     app.add_directive("simulator", Simulator)
     return {
         "version": "1",
+        "env_version": 2,  # a higher one: every page is read again
         "parallel_read_safe": True,
         "parallel_write_safe": True,
     }

@@ -514,7 +514,7 @@
   }
 
   function linearScale([low, high], from, to) {
-    const rough = (high - low) / 4 || 1;
+    const rough = (high - low) / (to - from < 150 ? 2 : 4) || 1;
     const power = 10 ** Math.floor(Math.log10(rough));
     const apart = Math.max(1, [1, 2, 5, 10].find((digit) => digit * power >= rough) * power);
     const at = (value) => from + ((to - from) * (value - low)) / (high - low || 1);
@@ -523,6 +523,7 @@
     return { at, ticks };
   }
 
+  const NARROW = 220; // pixels of a plot, as two are beside each other on a phone
   const FRAME_LEFT = 44, FRAME_TOP = 24, FRAME_RIGHT = 14, FRAME_BOTTOM = 38;
 
   /* Draw the axes of a plot and return its scales. */
@@ -569,7 +570,8 @@
     const balance = (1 - lrWd) * Math.tan(Math.acos(1 - lrWd)); // effective learning rate times gradient norm
     const ends = [ranges[0][0] / 2, ranges[0][1] * 2];
     widen(ranges[1], balance / ranges[0][1], balance / ranges[0][1]);
-    const { x, y } = drawAxes(picture, "effective gradient norm (dashed: balance)", "effective learning rate",
+    const title = picture.width < NARROW ? "gradient (dashed: balance)" : "effective gradient norm (dashed: balance)";
+    const { x, y } = drawAxes(picture, title, "effective learning rate",
       (from, to) => logarithmicScale(ranges[0], from, to), (from, to) => logarithmicScale(ranges[1], from, to));
     const { line, accent } = picture.theme;
     picture.line(ends.map((elr) => [x.at(elr), y.at(balance / elr)]), accent, 1.4, [6, 4]);
@@ -650,8 +652,9 @@
 
     draw(picture, toy, trail) {
       const { context, theme, width, height } = picture;
-      const radius = Math.min(width - 90, height - 34) / 2;
-      const x = radius + 12, y = 24 + radius;
+      const narrow = width < NARROW;
+      const radius = Math.min(narrow ? width - 8 : width - 90, height - 34) / 2;
+      const x = narrow ? width / 2 : radius + 12, y = 24 + radius;
       if (this.stale) this.paint(toy, 160);
       context.save();
       context.beginPath();
@@ -672,8 +675,8 @@
       context.globalAlpha = depth < 0 ? 0.45 : 1;
       picture.dot(nowX, nowY, 6, "#e8384f");
       context.globalAlpha = 1;
-      picture.text("loss on the sphere of directions", 2, 9, "left");
-      this.#drawLegend(picture, x + radius + 16, y, radius * 0.8, theme);
+      picture.text(narrow ? "loss on the sphere" : "loss on the sphere of directions", 2, 9, "left");
+      if (!narrow) this.#drawLegend(picture, x + radius + 16, y, radius * 0.8, theme);
     }
 
     /* Older thirds fainter. */
@@ -726,10 +729,15 @@
     phases: "Phase diagram: effective gradient norm against effective learning rate, with the line of balance",
   };
 
-  const READINGS = { regime: "regime", count: "destabilizations", period: "mean period", step: "step",
+  const READINGS = { regime: "regime", count: "breaks", period: "mean period", step: "step",
     loss: "training loss", norm: "weight norm" };
 
   const MODES = { // what the element's data-mode asks for; `first` is the preset at the start
+    brief: { // one preset, one slider
+      presets: { periodic: PRESETS.periodic }, first: "periodic", plots: ["sphere", "norm"],
+      readings: { count: "breaks", period: "mean period", regime: "regime" },
+      sliders: [{ ...SLIDERS[0], low: -4, high: -1 }],
+    },
     free: { presets: PRESETS, first: "periodic", plots: Object.keys(PLOTS), readings: READINGS, sliders: SLIDERS },
     sphere: {
       presets: SPHERE_PRESETS, first: "to and fro", plots: ["sphere", "loss"],
@@ -794,6 +802,9 @@
         this.parameters.seed = Math.min(Math.max(Math.round(Number(seed.value)) || 0, 0), 9999);
         this.restart();
       });
+      if (this.mode === MODES.brief) {
+        return element("div", { class: "simulator-buttons", role: "group", "aria-label": "Run" }, this.playButton, restart);
+      }
       return element("div", { class: "simulator-buttons" },
         element("div", { role: "group", "aria-label": "Regimes" }, ...this.presets),
         element("div", { role: "group", "aria-label": "Run" }, this.playButton, step, restart,
@@ -964,7 +975,7 @@
       const theme = THEMES[document.documentElement.dataset.theme === "dark" ? "dark" : "light"];
       for (const picture of Object.values(pictures)) picture.clear(theme);
       this.sphere.draw(pictures.sphere, toy, this.trail);
-      drawSeries(pictures.loss, history, "loss", "training loss");
+      if (pictures.loss) drawSeries(pictures.loss, history, "loss", "training loss");
       if (pictures.norm) drawSeries(pictures.norm, history, "norm", "weight norm");
       if (pictures.phases) drawPhases(pictures.phases, history, toy.lrWd);
       this.#read();
@@ -984,7 +995,7 @@
       const [count, period] = this.#events();
       const texts = { regime: judge.regime, count, period, step: whole(toy.steps) };
       for (const name of ["loss", "norm"]) texts[name] = toy.steps ? short(toy[name]) : "\u2013";
-      for (const [name, text] of Object.entries(texts)) this.readings[name].textContent = text;
+      for (const [name, place] of Object.entries(this.readings)) place.textContent = texts[name];
     }
 
     /* Return what is counted: breaks and the period between them, or how often a run has settled and left again. */
@@ -1025,7 +1036,7 @@
       }
       const count = judge.starts.length;
       const period = judge.meanPeriod ? `, one every ${whole(judge.meanPeriod)} steps` : "";
-      const events = `${whole(count)} destabilization${count === 1 ? "" : "s"} in ${whole(judge.steps)} steps${period}`;
+      const events = `${whole(count)} break${count === 1 ? "" : "s"} in ${whole(judge.steps)} steps${period}`;
       return `Regime: ${regime}; ${events}; training loss ${short(toy.loss)}, weight norm ${short(toy.norm)}.`;
     }
   }

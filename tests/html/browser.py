@@ -32,6 +32,15 @@ def opened_narrow(page, folder, width, head="", act=""):
     return document.select_one("pre").get_text()
 
 
+def printed(page, folder):
+    """Return the page as a PDF, as the browser prints it."""
+    sheet = folder / "sheet.pdf"
+    command = [CHROMIUM, *OPTIONS, OFFLINE, f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=8000"]
+    command += [f"--print-to-pdf={sheet}", page.as_uri()]
+    subprocess.run(command, capture_output=True, timeout=120, check=True)
+    return sheet.read_bytes()
+
+
 FRAME = """<body><pre></pre><iframe width="{width}" height="20000" src="{address}"></iframe><script>
 addEventListener("message", (event) => document.querySelector("pre").textContent = event.data);
 </script></body>"""

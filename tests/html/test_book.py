@@ -1,6 +1,7 @@
 """The rendered book: run after `make book`; skipped where it has not been built."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,25 @@ def test_the_scorecard_lists_every_claim_and_its_verdict():
         assert record["profile"] == PROFILE, name
         for claim in record["claims"]:
             assert claim in text
+
+
+def test_the_short_path_takes_the_minutes_declared():
+    """At 200 words a minute, and a minute a figure, without code and tables."""
+    door = next(card for card in soup(HTML / "intro.html").select(".sd-card") if "The short path" in card.get_text())
+    declared = [int(re.search(r"\((\d+) minutes\)", item.get_text())[1]) for item in door.select("li")]
+    assert len(declared) == 3
+    assert f"{sum(declared)} minutes" in door.get_text()
+    for item, minutes in zip(door.select("li"), declared, strict=True):
+        parts = [section(link["href"]) for link in item.select("a")]
+        figures = sum(len(part.select("figure")) for part in parts)
+        for place in [
+            place for part in parts for place in part.select("pre, table, script, svg, summary, .headerlink")
+        ]:
+            place.decompose()
+        words = sum(len(part.get_text(" ").split()) for part in parts)
+        assert minutes - 2 <= words / 200 + figures <= minutes, item.get_text()
+
+
+def section(place):
+    page, _, name = place.partition("#")
+    return soup(HTML / page).select_one(f"section#{name}")

@@ -3,7 +3,7 @@
 import browser
 import pytest
 from browser import needs_chromium
-from test_book import CONTENT, soup
+from test_book import CONTENT, HTML, soup
 
 PAGES = [page for page in CONTENT if soup(page).select(".simulator")]
 REGIMES = {"converges": "convergence", "periodic": "periodic", "equilibrium": "equilibrium"}
@@ -74,4 +74,14 @@ def test_one_step_is_one_step(tmp_path):
     place, log = opened(PAGES[0], tmp_path, 3 * press("one step"))
     assert place.select_one("[data-reading=step]").get_text() == "3"
     assert "play" in [button.get_text() for button in place.select("button")]
+    assert "Uncaught" not in log
+
+
+@needs_chromium
+def test_the_first_page_has_one_slider_and_breaks_are_counted(tmp_path):
+    place, log = opened(HTML / "intro.html", tmp_path)
+    assert len(place.select("input")) == 1
+    assert [button.get_text() for button in place.select("button")] == ["pause", "restart"]
+    assert int(place.select_one("[data-reading=count]").get_text()) >= 3
+    assert place.select_one("[data-reading=regime]").get_text() == "periodic"
     assert "Uncaught" not in log

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from bs4 import BeautifulSoup
 
 from periodic_lib import claims, notebooks, scorecard
 from periodic_lib.project import ConfigError
@@ -92,9 +93,15 @@ def test_counts_are_of_findings_but_by_kind_of_all(project):
     assert "* - All\n  - 2\n  - 1" in table
 
 
-def test_a_page_shows_them_with_the_numbers_of_the_build(project):
+def build(source, html, doctrees):
     from sphinx.application import Sphinx
+    from sphinx.util.docutils import docutils_namespace, patch_docutils
 
+    with patch_docutils(source), docutils_namespace():
+        Sphinx(source, source, html, doctrees, "html", status=None, warningiserror=True).build()
+
+
+def test_a_page_shows_them_with_the_numbers_of_the_build(project):
     source, html = project / "source", project / "html"
     source.mkdir()
     page = "# Page\n\n{count}`holds` of {count}`findings` hold.\n\n```{verdicts}\n```\n\n```{takeaways}\n```\n"
@@ -103,7 +110,7 @@ def test_a_page_shows_them_with_the_numbers_of_the_build(project):
         f"import sys\nsys.path.insert(0, {str(EXTENSION.parent)!r})\n"
         "extensions = ['myst_parser', 'periodic_book']\nsuppress_warnings = ['myst.xref_missing']\n"
     )
-    Sphinx(source, source, html, project / "doctrees", "html", status=None, warningiserror=True).build()
+    build(source, html, project / "doctrees")
     shown = (html / "index.html").read_text()
     assert '<span class="result">2</span> of <span class="result">3</span> hold.' in shown
     assert "The one" in shown
@@ -149,3 +156,62 @@ def test_a_docstring_says_the_same_on_its_page():
     lines = DOCSTRING.split("\n")
     extension.in_rst(None, "function", "double", None, {}, lines)
     assert "\n".join(lines) == IN_RST
+
+
+CHAPTER = """# Periodic behaviour of an equilibrium
+
+The *effective learning rate*, not the learning rate; `break` is code, $b$ is no break. Breaks again, and
+[a break elsewhere](index.md), and the effective learning rate. Destabilizations are breaks. A break-even point.
+
+## Window budget
+
+| window budget |
+|---|
+| window budget |
+
+It is the window budget. A batch edge share; equilibria, at last.
+
+```python
+convergence = 1
+```
+"""
+
+
+def test_words_of_the_glossary_are_links_at_their_first_use(tmp_path, monkeypatch):
+    from periodic_lib import glossary
+
+    source, html = tmp_path / "source", tmp_path / "html"
+    source.mkdir()
+    for name, text in {
+        "index": "# Index\n\nA break.\n\n```{toctree}\n01_one\nglossary\n```\n",
+        "01_one": CHAPTER,
+        "glossary": glossary.page(),
+    }.items():
+        (source / f"{name}.md").write_text(text)
+    (source / "conf.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(EXTENSION.parent)!r})\n"
+        "extensions = ['myst_parser', 'periodic_book']\nmyst_enable_extensions = ['dollarmath']\n"
+    )
+    build(source, html, tmp_path / "doctrees")
+    page = BeautifulSoup((html / "01_one.html").read_text(), "html.parser")
+    links = [(a.get_text(), a["href"].split("#term-")[1]) for a in page.select("a.term")]
+    assert links == [
+        ("effective learning rate", "elr"),
+        ("break", "destabilization"),
+        ("window budget", "window_budget"),
+        ("batch edge share", "edge_share"),
+        ("equilibria", "equilibrium"),
+    ]
+    assert page.select_one("a.term")["title"] == glossary.TERMS["elr"].definition
+    assert not page.select("a a, h1 a.term, h2 a.term, table a.term, code a, pre a, .math a")
+    entries = BeautifulSoup((html / "glossary.html").read_text(), "html.parser")
+    assert all(entries.select_one(f"tr#term-{name}") for name in glossary.TERMS)
+    assert not BeautifulSoup((html / "index.html").read_text(), "html.parser").select("a.term")
+
+
+def test_every_drawing_says_what_is_seen():
+    for path in EXTENSION.parent.glob("*.svg"):
+        drawing = BeautifulSoup(path.read_text(), "html.parser").svg
+        assert drawing["role"] == "img"
+        named = drawing["aria-labelledby"].split()
+        assert len(" ".join(drawing.select_one(f"#{name}").get_text() for name in named)) >= 40

@@ -250,6 +250,17 @@ Measured in [works](01_one.ipynb): **holds** (few: 1 of 1, 21% to 100%)
     assert "\n::::{dropdown} **not tested** It fails.\n" in page
 
 
+def test_a_row_has_a_text_to_disagree_with(project):
+    Chapter("01_one", "classroom").check("works", {"seed 0": True, "seed 1": False}, "1 and 2")
+    found = claims.checked(claims.read_records(claims.records_folder()))
+    text = scorecard.objection("works", claims.declared()["works"], found["works"])
+    assert text in scorecard.page(claims.read_records(claims.records_folder()))
+    for part in ("Claim: works: It works.", "1 of 2", "1 and 2", "Rule: ", "torch ", "Why I disagree:"):
+        assert part in text
+    assert "\nRepeat: periodic book 01 --profile classroom --force\n" in text
+    assert all(len(line) <= 80 for line in text.splitlines())
+
+
 def test_the_scorecard_is_sorted_by_topic_and_says_what_the_paper_scale_gave(project):
     file = project / "data" / "claims" / "claims.yml"
     file.write_text(FILE.replace("topic: mechanism", "topic: practice", 1))

@@ -25,17 +25,20 @@ JUDGED = 20_000  # steps, after which the simulator calls what did not destabili
 PRECISION = 1e-9
 
 
-def in_javascript(body, data, folder):
-    """Return what the function `(simulator, data) => { body }` returns, from Node or else from headless Chromium."""
+def in_javascript(body, data, folder, script=SCRIPT):
+    """Return what `(simulator, data) => { body }` returns, from Node or else from headless Chromium.
+
+    `simulator` is what `script` exports.
+    """
     call = f"JSON.stringify(((simulator, data) => {{ {body} }})(SIMULATOR, {json.dumps(data)}))"
     node, chromium = shutil.which("node"), shutil.which("chromium")
     if node:
-        program = f"console.log({call.replace('SIMULATOR', f'require({json.dumps(str(SCRIPT))})')})"
+        program = f"console.log({call.replace('SIMULATOR', f'require({json.dumps(str(script))})')})"
         return json.loads(answer([node, "-"], program))
     if chromium:
         page = folder / "page.html"
         call = call.replace("SIMULATOR", "module.exports")
-        scripts = ["var module = {};", SCRIPT.read_text(encoding="utf-8"), f"document.body.textContent = {call};"]
+        scripts = ["var module = {};", script.read_text(encoding="utf-8"), f"document.body.textContent = {call};"]
         page.write_text("<body>" + "".join(f"<script>{script}</script>" for script in scripts), encoding="utf-8")
         options = [
             "--headless",
@@ -222,3 +225,25 @@ def test_a_run_on_the_sphere_is_held_where_the_slider_says(folder):
     found = in_javascript(body, None, folder)
     assert found["before"] == pytest.approx(found["after"], rel=1e-12)
     assert found["elr"] == pytest.approx(0.4, rel=1e-12)
+
+
+# ---------------------------------------------------------------- the tasks of chapter 02
+
+PERIODIC = {"lr_wd": 10**-2.5, "batch": 4, "flipped": 0.0, "eps": 0.0}
+TASKS = {  # one slider moved: the regime
+    "ten times as fast": ({"lr_wd": 10**-1.5}, "periodic"),
+    "one wrong label": ({"flipped": 1 / 16}, "equilibrium"),
+    "all points": ({"batch": 16}, "periodic"),
+    "epsilon": ({"eps": 1.0}, "equilibrium"),
+}
+
+
+def test_the_tasks_come_out_as_the_chapter_says():
+    chosen = [PERIODIC, *({**PERIODIC, **moved} for moved, _ in TASKS.values())]
+    toy = SphereToy(**{name: np.array([one[name] for one in chosen]) for name in PERIODIC}, seed=np.zeros(5, int))
+    orbit = toy.run(15_000)
+    assert classify_regime(orbit).values.tolist() == ["periodic", *(regime for _, regime in TASKS.values())]
+    breaks = find_destabilizations(orbit)
+    waits = [np.diff(breaks.start[breaks.run == run]).mean() for run in orbit.run.values]
+    assert 8 <= waits[0] / waits[1] <= 10
+    assert waits[3] > waits[0]  # without noise, longer
