@@ -23,7 +23,7 @@ from typing import ClassVar
 from docutils import nodes
 from docutils.parsers.rst import directives
 from docutils.statemachine import StringList
-from periodic_lib import claims, lessons, notebooks, scorecard
+from periodic_lib import claims, copies, lessons, notebooks, scorecard
 from periodic_lib.project import root
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective, SphinxRole
@@ -326,6 +326,24 @@ def mend_pages(app, error):
             page.write_text(mended, encoding="utf-8")
 
 
+UNUSED = (
+    "*.map",
+    "*.ttf",
+)  # of the theme: maps for its makers, fonts twice
+
+
+def lighten(app, error):
+    """Take from the written book what no reader's browser asks for; a downloaded chapter is a copy for readers."""
+    for pattern in UNUSED:
+        for path in (Path(app.outdir) / "_static").rglob(pattern):
+            path.unlink()
+    records = claims.read_records(claims.records_folder())
+    for path in (Path(app.outdir) / "_sources").glob("*.ipynb"):
+        notebook = notebooks.read(path)
+        if any(cell.get("outputs") for cell in notebook["cells"]):
+            notebooks.write(copies.readable(notebook, records), path)
+
+
 def setup(app):
     """Register the role and the directives."""
     app.setup_extension("sphinx.ext.autodoc")
@@ -334,6 +352,7 @@ def setup(app):
     app.connect("autodoc-process-docstring", in_rst)
     app.connect("env-get-outdated", outdated_by_styles)
     app.connect("build-finished", mend_pages)
+    app.connect("build-finished", lighten)
     app.add_role("result", ResultRole())
     app.add_role("count", CountRole())
     app.add_directive("chapter-figure", ChapterFigure)

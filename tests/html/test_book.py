@@ -1,6 +1,7 @@
 """The rendered book: run after `make book`; skipped where it has not been built."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ PROFILE = os.environ.get("PROFILE", "classroom")
 HTML = Path(__file__).parents[2] / "build" / PROFILE / "html" / "_build" / "html"
 PAGES = sorted(HTML.glob("*.html"))
 CONTENT = [page for page in PAGES if page.stem not in ("search", "genindex", "py-modindex")]
+
+MEGABYTES = 15  # of the whole book: it goes on a stick, and through a mail
 
 pytestmark = pytest.mark.skipif(not PAGES, reason="the book is not built: make book")
 
@@ -82,3 +85,23 @@ def test_the_scorecard_lists_every_claim_and_its_verdict():
         assert record["profile"] == PROFILE, name
         for claim in record["claims"]:
             assert claim in text
+
+
+def test_the_whole_book_is_light():
+    sizes = {path: path.stat().st_size for path in HTML.rglob("*") if path.is_file()}
+    heaviest = sorted(sizes, key=sizes.get)[-5:]
+    assert sum(sizes.values()) < MEGABYTES * 1e6, heaviest
+
+
+@pytest.mark.parametrize("name", notebooks.chapters())
+def test_a_downloaded_chapter_is_its_text_in_plain_words_without_outputs(name):
+    (link,) = {a["href"] for a in soup(HTML / f"{name}.html").select("a[href$='.ipynb']") if "_sources" in a["href"]}
+    copy, origin = notebooks.read(HTML / link), notebooks.read(notebooks.root() / "book" / f"{name}.ipynb")
+    code = [[notebooks.source(c) for c in book["cells"] if c["cell_type"] == "code"] for book in (copy, origin)]
+    assert code[0] == code[1]
+    assert not any(cell.get("outputs") for cell in copy["cells"])
+    text = "\n".join(notebooks.source(c) for c in copy["cells"] if c["cell_type"] == "markdown")
+    assert not re.findall(r"\{[\w:-]+\}`|^[:`]{3,}\{", text, re.MULTILINE)
+    folded = [c for c in copy["cells"] if notebooks.HIDDEN & set(c["metadata"].get("tags", []))]
+    assert folded
+    assert all(c["metadata"]["jupyter"] == {"source_hidden": True} for c in folded)
