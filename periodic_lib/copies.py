@@ -54,7 +54,7 @@ def plain(text: str, records: Mapping[str, dict]) -> str:
 
 def _quoted(box: re.Match) -> str:
     """Return a box as a quotation; a picture or a simulator, which the book has, as its caption."""
-    title, body = box["title"].strip(), box["body"].strip()
+    title, body = box["title"].strip(), BOX.sub(_quoted, box["body"].strip())
     if box["kind"] != "admonition":
         title = f"In the book: {box['kind'].replace('-', ' ')}"
     lines = f"**{title}.** {body}".splitlines()

@@ -5,9 +5,11 @@ Each is made from the executed chapters or the rendered pages, and written to `b
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import tempfile
+import zipfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -69,7 +71,23 @@ def pdf(profile: str, folder: Path) -> Path:
 def epub(profile: str, folder: Path) -> Path:
     """Write `book.epub`, with formulas as MathML."""
     (made,) = book.build_as("epub", profile).glob("*.epub")
-    return Path(shutil.copy(made, folder / "book.epub"))
+    target, whole = folder / "book.epub", folder / "book.epub.partial"
+    with zipfile.ZipFile(made) as origin, zipfile.ZipFile(whole, "w") as copy:
+        for entry in origin.infolist():
+            content = origin.read(entry)
+            if entry.filename == "content.opf":
+                content = _with_formulas(content.decode(), origin).encode()
+            copy.writestr(entry, content)
+    return whole.replace(target)
+
+
+def _with_formulas(manifest: str, pages: zipfile.ZipFile) -> str:
+    """Return an EPUB's manifest that says which pages have formulas, as the standard asks."""
+
+    def declared(found: re.Match) -> str:
+        return found[0] + (' properties="mathml"' if b"<math" in pages.read(found[1]) else "")
+
+    return re.sub(r'href="([^"]+\.xhtml)"(?= media)', declared, manifest)
 
 
 def texts(profile: str, folder: Path) -> Path:

@@ -40,10 +40,10 @@ def print_to_pdf(source: Path, target: Path, seconds: int = 60) -> bool:
 
 
 def markdown(text: str) -> str:
-    r"""Return HTML of Markdown with tables and formulas, which MathJax is to find.
+    """Return HTML of Markdown with tables and formulas, which MathJax is to find.
 
-    >>> markdown(r"$\eta$ *grows*")
-    '<p>\\(\\eta\\) <em>grows</em></p>\n'
+    >>> print(markdown("$x$ *grows*").strip())
+    <p><span class="math inline">\\(x\\)</span> <em>grows</em></p>
     """
     from markdown_it import MarkdownIt
     from mdit_py_plugins.dollarmath import dollarmath_plugin

@@ -88,7 +88,12 @@ def test_one_lock_file_serves_pip_and_conda():
     assert {"torch==2.13.0", "torchvision==0.28.0", "jupyter-book==1.0.4.post1"} <= set(pins)
     conda = yaml.safe_load((ROOT / "environment.yml").read_text())
     assert "--constraint requirements.lock" in conda["dependencies"][-1]["pip"]
-    assert "-c requirements.lock" in (ROOT / ".ci" / "setup").read_text()
+    setup = (ROOT / ".ci" / "setup").read_text()
+    (extras,) = re.findall(r"-c requirements.lock -e '([^']+)'", setup)
+    assert f"--editable {extras}" in conda["dependencies"][-1]["pip"]  # so both install the same, in the same versions
+    (python,) = [line.split("=")[1] for line in conda["dependencies"][:-1] if line.startswith("python=")]
+    assert python in ("3.11", "3.12", "3.13")
+    assert all(isinstance(line, dict) or line in ("pip", f"python={python}") for line in conda["dependencies"])
 
 
 def test_the_lock_is_what_is_installed():

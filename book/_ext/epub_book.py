@@ -2,11 +2,14 @@
 
 import html
 import re
+import shutil
 from pathlib import Path
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
+from myst_nb.sphinx_ import HideCodeCellNode
 
+STYLE = "epub-book.css"
 NAMED = re.compile(r"&(?!amp;|lt;|gt;|quot;)\w+;")  # characters that XML has no name for
 PAGE = re.compile(r'(href="[\w-]+)\.html')
 SCRIPT = re.compile(r"<script.*?</script>", re.DOTALL)
@@ -40,17 +43,37 @@ def visit_block(writer, node):
     raise nodes.SkipNode
 
 
-def choose_mathml(app):
-    """Let the EPUB builder write MathML, which reading programs display without a script."""
+def prepare(app):
+    """Let the EPUB builder write MathML, which reading programs display without a script, in a style for them."""
     if app.builder.name == "epub":
         app.config.html_math_renderer = "mathml"
         app.config.html_extra_path = []  # MathJax
+        static = Path(app.outdir) / "_static"
+        static.mkdir(parents=True, exist_ok=True)
+        shutil.copy(Path(__file__).with_name(STYLE), static)
+        app.add_css_file(STYLE)
+
+
+def only_code(node):
+    """Whether a node is folded code over its output, which reading programs could not fold."""
+    return (
+        isinstance(node, HideCodeCellNode)
+        and "above-input" in node["classes"]
+        and not any(
+            "cell_output" in part["classes"]
+            for part in node.findall(nodes.container)
+        )
+    )
 
 
 def mend_html(app, doctree, docname):
-    """Drop scripts and what only they fill; let links of tables and boxes lead to pages of the EPUB."""
+    """Drop code folded over its output, scripts, and what only they fill; let links of tables and boxes lead to pages of the EPUB."""
     if app.builder.name != "epub":
         return
+    for part in list(doctree.findall(nodes.Element)):
+        part.children = [
+            child for child in part.children if not only_code(child)
+        ]
     for node in list(doctree.findall(nodes.raw)):
         text = PAGE.sub(r"\1.xhtml", SCRIPT.sub("", node.astext()))
         if "claim-filter" in text:
@@ -62,7 +85,7 @@ def mend_html(app, doctree, docname):
 def choose_styles(app, pagename, templatename, context, doctree):
     """Leave out the styles that are for the site alone."""
     if app.builder.name == "epub":
-        names = ("pygments.css", "epub.css", "epub-book.css")
+        names = ("pygments.css", "epub.css", STYLE)
         found = [
             style
             for style in context["css_files"]
@@ -76,7 +99,7 @@ def setup(app):
     app.add_html_math_renderer(
         "mathml", (visit_formula, None), (visit_block, None)
     )
-    app.connect("builder-inited", choose_mathml, priority=100)
+    app.connect("builder-inited", prepare, priority=100)
     app.connect("doctree-resolved", mend_html)
     app.connect("html-page-context", choose_styles, priority=999)
     return {
