@@ -23,6 +23,7 @@ from periodic_lib import (
     lessons,
     notebooks,
     printing,
+    slides,
 )
 from periodic_lib.answers import Answer, Key
 from periodic_lib.book import mathjax
@@ -59,6 +60,7 @@ def pack(folder: Path, profile: str = "classroom") -> list[str]:
     for name, text in printed.items():
         write_whole(folder / f"{name}.md", text)
         write_whole(folder / f"{name}.html", page(text, "../" * name.count("/")))
+    missing += _slides(folder / "slides.html", profile)
     missing += _print_handout(folder / "handout.html") + _archives(folder, list(chapters), profile)
     write_whole(folder / "README.md", README.format(missing=_bullets(missing or ["Nothing."])))
     write_whole(folder / "SHA256SUMS", checksums(folder))
@@ -210,6 +212,16 @@ def _print_handout(source: Path) -> list[str]:
     return ["handout.pdf is not there: no Chromium printed it. Print handout.html in a browser."]
 
 
+def _slides(target: Path, profile: str) -> list[str]:
+    """Write the slides; return a sentence if no chapter is executed."""
+    every = slides.of_book(profile)
+    target.unlink(missing_ok=True)
+    if not every:
+        return ["slides.html is not there: `make book` executes the chapters; then again."]
+    write_whole(target, every)
+    return []
+
+
 def _bullets(lines: Iterable[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
@@ -302,6 +314,7 @@ README = """# A pack for a class
 | `instructor/` | the chapters with answers in place; all solutions on one page |
 | `lesson.html`, `module.html` | plans: one lesson, three sessions; `.md` is the same as text |
 | `handout.html`, `handout.pdf` | two pages to be printed |
+| `slides.html` | the figures, each with what it says: arrow keys, or printed |
 | `library.zip` | the library, all that a student's notebook needs |
 | `results.zip`, `data.zip` | trained results, published values: unpack both into one folder |
 | `book.zip` | the book, to be opened without a network: `index.html` |

@@ -145,9 +145,7 @@ def _add_class(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_export(commands: argparse._SubParsersAction) -> None:
-    export = commands.add_parser(
-        "export", help="write the executed book in another form to build/"
-    )
+    export = commands.add_parser("export", help="write the executed book in another form to build/")
     export.add_argument("form", help="pdf, epub, slides, figures, gettext or archive")
     export.add_argument("--profile", default="classroom", help="smoke or classroom (default)")
     export.set_defaults(action=_export)

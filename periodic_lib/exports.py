@@ -102,23 +102,11 @@ def texts(profile: str, folder: Path) -> Path:
 
 def talk(profile: str, folder: Path) -> Path:
     """Write `slides.html`: the takeaways of executed chapters, each with its figure."""
-    every = deck(profile)
+    every = slides.of_book(profile)
     if not every:
         raise ConfigError(f"no chapter is executed at profile {profile!r}: `make book` does it.")
     write_whole(folder / "slides.html", every)
     return folder / "slides.html"
-
-
-def deck(profile: str) -> str:
-    """Return the page of slides from the chapters that are executed; nothing if there is none."""
-    records = claims.read_records(notebooks.build_folder(profile) / "records")
-    found = [
-        one
-        for name in notebooks.chapters()
-        if execution.copy_of(name, profile).exists()
-        for one in slides.of_chapter(notebooks.read(execution.copy_of(name, profile)), records)
-    ]
-    return slides.deck(found, book.mathjax().decode()) if found else ""
 
 
 def archive(profile: str, folder: Path) -> Path:

@@ -6,7 +6,8 @@ import html
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from periodic_lib import copies, notebooks, printing
+from periodic_lib import claims, copies, execution, notebooks, printing
+from periodic_lib.book import mathjax
 from periodic_lib.project import read_yaml, root
 
 
@@ -18,6 +19,19 @@ class Slide:
     chapter: str
     picture: str = ""
     alt: str = ""
+
+
+def of_book(profile: str) -> str:
+    """Return the page of slides from the chapters that are executed; nothing if none has any."""
+    records = claims.read_records(notebooks.build_folder(profile) / "records")
+    executed = [execution.copy_of(name, profile) for name in notebooks.chapters()]
+    found = [
+        one
+        for path in executed
+        if path.exists()
+        for one in of_chapter(notebooks.read(path), records)
+    ]
+    return deck(found, mathjax().decode()) if found else ""
 
 
 def of_chapter(executed: Mapping, records: Mapping[str, dict]) -> list[Slide]:
@@ -48,12 +62,15 @@ def of_chapter(executed: Mapping, records: Mapping[str, dict]) -> list[Slide]:
     return found
 
 
-def deck(slides: list[Slide], mathjax: str) -> str:
-    """Return the slides as one page, to be opened without a network: arrow keys, or printed."""
+def deck(slides: list[Slide], script: str) -> str:
+    """Return the slides as one page, to be opened without a network: arrow keys, or printed.
+
+    `script`: MathJax, which becomes part of the page.
+    """
     title = read_yaml(root() / "book" / "_config.yml")["title"]
     shown = [SLIDE.format(number=n, **_parts(one)) for n, one in enumerate(slides, start=1)]
     return PAGE.format(
-        title=html.escape(title), count=len(slides), slides="\n".join(shown), mathjax=mathjax
+        title=html.escape(title), count=len(slides), slides="\n".join(shown), mathjax=script
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from periodic_lib import cli, experiments, notebooks, project
+from periodic_lib import cli, experiments, exports, notebooks, project
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -72,8 +72,16 @@ def test_commands_in_the_book_are_understood(command):
 
 def test_make_targets_exist_and_help_lists_them():
     help_text = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for target in (*MAKE, "class", "setup", "lint", "bench", "clean"):
+    for target in (*MAKE, "class", *exports.FORMS, "setup", "lint", "bench", "clean"):
         assert re.search(rf"^  {target} ", help_text, re.M)
+
+
+def test_the_page_on_forms_to_take_away_lists_the_targets():
+    rows = re.findall(r"^\| `make (\w+)` \| `([\w./]+)`", (ROOT / "book" / "again.md").read_text(), re.MULTILINE)
+    assert {target for target, _ in rows} == {*exports.FORMS, "class"}
+    makefile = (ROOT / "Makefile").read_text()
+    for target, written in rows:
+        assert f"build/{written.rstrip('/')}" in re.search(rf"^{target}: .*", makefile, re.MULTILINE)[0]
 
 
 def test_paths_in_the_readme_exist():

@@ -10,7 +10,9 @@ from docutils.utils.math.latex2mathml import tex2mathml
 from myst_nb.sphinx_ import HideCodeCellNode
 
 STYLE = "epub-book.css"
-NAMED = re.compile(r"&(?!amp;|lt;|gt;|quot;)\w+;")  # characters that XML has no name for
+NAMED = re.compile(
+    r"&(?!amp;|lt;|gt;|quot;)\w+;"
+)  # characters that XML has no name for
 PAGE = re.compile(r'(href="[\w-]+)\.html')
 SCRIPT = re.compile(r"<script.*?</script>", re.DOTALL)
 INSTEAD = {  # TeX that docutils does not know, or misplaces, in TeX that it does

@@ -2,6 +2,7 @@
 
     ```{claims} fails                                   the claims with that verdict, as a list
     ```{verdicts}                                       a table: how many findings of a topic have which verdict
+    ```{other-seeds}                                    tables: the verdicts when all seeds were replaced
     ```{claim-filter}                                   which claims of the scorecard are shown
     ```{takeaways}                                      the takeaways of all chapters, chapter by chapter
     ```{lesson} module                                  a plan for lessons, from book/lessons.yml
@@ -177,6 +178,15 @@ class Verdicts(Written):
     def run(self):
         found = claims.checked(all_records(self.env))
         return self.parsed(scorecard.counts(found, by="topic").splitlines())
+
+
+class OtherSeeds(Written):
+    """Tables: what became of verdicts under other seeds, and which were another's on another processor."""
+
+    def run(self):
+        for path in (claims.file(), claims.stability_file()):
+            self.env.note_dependency(str(path))
+        return self.parsed(scorecard.other_seeds().splitlines())
 
 
 class Lesson(Written):
@@ -359,6 +369,7 @@ def setup(app):
     app.add_directive("claim-filter", ClaimFilter)
     app.add_directive("claims", Claims)
     app.add_directive("lesson", Lesson)
+    app.add_directive("other-seeds", OtherSeeds)
     app.add_directive("verdicts", Verdicts)
     app.add_directive("takeaways", Takeaways)
     app.add_directive("simulator", Simulator)

@@ -291,6 +291,7 @@ def test_the_pack_is_whole(packed):
     assert re.search(r"results.zip has 1 of \d+ results; `make book` trains the others \(.*about [\d.]+ min", missing)
     assert "book.zip is not there: `make book` renders the book" in missing
     assert "Exercise 12.1 is not checked: its answer needs" in missing
+    assert "slides.html is not there: `make book` executes the chapters" in missing
 
 
 def test_archives_verify_and_do_not_depend_on_when_they_were_made(packed, tmp_path):
