@@ -57,7 +57,7 @@ def svg(figure: Figure) -> str:
 
 
 def data(figure: Figure) -> pd.DataFrame:
-    """Return what a figure shows, in long form: a row per point, corner or cell of a map (`COLUMNS`).
+    """Return what a figure shows, in long form: a row per point, corner or cell (`COLUMNS`).
 
     `panel` counts axes from 1; `value` is a map's; decoration, such as rules across a panel, is
     data as well, since the figure does not tell them apart.

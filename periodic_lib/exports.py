@@ -50,7 +50,9 @@ def export(form: str, profile: str = "classroom") -> Path:
     """
     known_names("form", [form], tuple(FORMS))
     known_names("profile", [profile], experiments.PROFILES[:2])
-    return FORMS[form](profile, root() / "build")
+    folder = root() / "build"
+    folder.mkdir(exist_ok=True)
+    return FORMS[form](profile, folder)
 
 
 def pdf(profile: str, folder: Path) -> Path:

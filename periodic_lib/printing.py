@@ -142,10 +142,12 @@ PAGE = r"""<!doctype html>
 <title>{title}</title>
 <link rel="stylesheet" href="{pygments}">
 <style>
-@page {{ size: A4; margin: 20mm 18mm; @bottom-center {{ content: counter(page); font: 9pt serif }} }}
+@page {{ size: A4; margin: 20mm 18mm;
+  @bottom-center {{ content: counter(page); font: 9pt serif }} }}
 @page :first {{ @bottom-center {{ content: none }} }}
 body {{ font: 10.5pt/1.45 "DejaVu Serif", Georgia, serif; margin: 0; color: #000 }}
-h1, h2, h3, h4, .admonition-title, .caption-text, .title {{ font-family: "DejaVu Sans", sans-serif }}
+h1, h2, h3, h4, .admonition-title, .caption-text, .title, summary {{
+  font-family: "DejaVu Sans", sans-serif }}
 h1 {{ font-size: 20pt; line-height: 1.2 }}
 h2 {{ font-size: 14pt; margin-top: 1.6em }}
 h3 {{ font-size: 11.5pt }}
@@ -175,7 +177,7 @@ div.cell, div.highlight {{ margin: .7em 0 }}
 .admonition-title {{ font-weight: bold; margin: 0 }}
 .takeaway {{ border-color: #0b4f8a }}
 details {{ margin: .6em 0 }}
-summary {{ font-family: "DejaVu Sans", sans-serif; list-style: none }}
+summary {{ list-style: none }}
 dl.py > dt {{ font-size: 9pt; margin-top: 1em }}
 </style>
 <script>window.MathJax = {{

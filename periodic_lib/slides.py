@@ -111,8 +111,8 @@ mjx-container svg * {{ stroke: none }}
 {slides}
 <script>
 "use strict";
-const STEPS = {{ ArrowRight: 1, ArrowDown: 1, PageDown: 1, " ": 1, ArrowLeft: -1, ArrowUp: -1, PageUp: -1,
-  Home: -Infinity, End: Infinity }};
+const STEPS = {{ ArrowRight: 1, ArrowDown: 1, PageDown: 1, " ": 1, ArrowLeft: -1, ArrowUp: -1,
+  PageUp: -1, Home: -Infinity, End: Infinity }};
 const sections = [...document.querySelectorAll("section")];
 const current = () => Math.round(scrollY / innerHeight);
 addEventListener("keydown", (event) => {{

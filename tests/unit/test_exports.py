@@ -59,7 +59,7 @@ def test_what_cannot_be_written_is_said_with_what_to_do(project, arguments, said
 def rendered(folder):
     """Write a rendered book of three pages with what a page of all pages must mend."""
     page = '<html><article><h1 id="top">{name}<a class="headerlink" href="#top">#</a></h1>{body}</article></html>'
-    bodies = {name: "<p>Text.</p>" for name in notebooks.table_of_contents()}
+    bodies = dict.fromkeys(notebooks.table_of_contents(), "<p>Text.</p>")
     bodies["intro"] = '<a href="05_jumps.html#top">on</a><a href="#top">up</a><a href="https://a.org/b.html">out</a>'
     bodies["05_jumps"] = (
         '<details class="admonition hide above-input"><summary>Code of the figure</summary>draw()</details>'
@@ -152,7 +152,8 @@ def small_book(tmp_path_factory):
 
 def build(small_book, builder, target, *options):
     source, environment = small_book
-    command = [sys.executable, "-c", SPHINX, "-q", "-W", "-b", builder, *options, source, target]
+    options = ("-q", "-W", "-d", f"{target}.doctrees", "-b", builder, *options)
+    command = [sys.executable, "-c", SPHINX, *options, source, target]
     done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return target
