@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from periodic_lib import cli, experiments, exports, notebooks, project
+from periodic_lib import claims, cli, execution, experiments, exports, notebooks, project
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -82,6 +82,24 @@ def test_the_page_on_forms_to_take_away_lists_the_targets():
     makefile = (ROOT / "Makefile").read_text()
     for target, written in rows:
         assert f"build/{written.rstrip('/')}" in re.search(rf"^{target}: .*", makefile, re.MULTILINE)[0]
+
+
+def test_the_readmes_results_are_the_declared_ones():
+    rows = re.findall(r"^\| [^|]+ \| ([^|]+) \| ([^|]+) \| `([\w-]+)` \|$", README, re.MULTILINE)
+    declared = claims.declared()
+    assert len(rows) >= 10
+    assert {verdict for _, verdict, _ in rows} >= {"holds", "fails", "mixed"}  # what failed is shown, too
+    for published, verdict, claim in rows:
+        entry = declared[claim]
+        assert (published, verdict) == (" ".join(entry["paper_value"].split()), entry["verdict"])
+        assert entry["kind"] in claims.COUNTED
+        assert "Lobacheva et al. 2021" in entry["source"]
+
+
+def test_the_readme_says_how_long_the_experiments_train():
+    plans = {p.name: p for name in notebooks.chapters() for p in execution.experiments_of(name, "classroom")}
+    (said,) = re.findall(r"trains for about (\d+) minutes", README)
+    assert abs(int(said) - sum(plan.minutes or 0 for plan in plans.values())) < 1
 
 
 def test_paths_in_the_readme_exist():
