@@ -87,7 +87,7 @@ SLIDE = """<section id="{number}" aria-label="{number}"><h2>{takeaway}</h2>
 <img src="data:image/png;base64,{picture}" alt="{alt}">
 <footer><span>{chapter}</span><span>{number}</span></footer></section>"""
 PAGE = r"""<!doctype html>
-<html lang="en">
+<html lang="en"><head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width">
 <title>{title}</title>
@@ -105,7 +105,7 @@ img {{ flex: 1; min-height: 0; width: 100%; object-fit: contain }}
 footer {{ display: flex; justify-content: space-between; font-size: .55em; color: #555 }}
 mjx-container svg * {{ stroke: none }}
 @media print {{ body {{ font-size: 17pt }} section {{ height: 166mm; width: 297mm }} }}
-</style>
+</style></head><body>
 <section id="0" class="first"><h1>{title}</h1>
 <p>{count} figures, and what each says. Arrow keys, space or a swipe go on.</p></section>
 {slides}
@@ -123,5 +123,5 @@ addEventListener("keydown", (event) => {{
 }});
 </script>
 <script>{mathjax}</script>
-</html>
+</body></html>
 """
