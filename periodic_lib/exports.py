@@ -72,7 +72,7 @@ def pdf(profile: str, folder: Path) -> Path:
 
 def epub(profile: str, folder: Path) -> Path:
     """Write `book.epub`, with formulas as MathML."""
-    (made,) = book.build_as("epub", profile).glob("*.epub")
+    made = book.build_as("epub", profile) / "book.epub"
     target, whole = folder / "book.epub", folder / "book.epub.partial"
     with zipfile.ZipFile(made) as origin, zipfile.ZipFile(whole, "w") as copy:
         for entry in origin.infolist():

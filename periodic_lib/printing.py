@@ -67,8 +67,10 @@ def one_page(rendered: Path) -> str:
     names = notebooks.table_of_contents()
     pages = {name: (rendered / f"{name}.html").read_text(encoding="utf-8") for name in names}
     soups = {name: BeautifulSoup(text, "html.parser") for name, text in pages.items()}
+    config = read_yaml(root() / "book" / "_config.yml")
     return PAGE.format(
-        title=html.escape(read_yaml(root() / "book" / "_config.yml")["title"]),
+        title=html.escape(config["title"]),
+        author=html.escape(config["author"]),
         contents=_contents({name: _heading(soup) for name, soup in soups.items()}),
         body="\n".join(_article(name, soup, rendered) for name, soup in soups.items()),
         pygments=(rendered / "_static" / "pygments.css").as_uri(),
@@ -186,7 +188,7 @@ dl.py > dt {{ font-size: 9pt; margin-top: 1em }}
     processHtmlClass: "tex2jax_process|mathjax_process|math|output_area" }}
 }};</script>
 <script src="{mathjax}"></script>
-<div class="title"><h1>{title}</h1></div>
+<div class="title"><h1>{title}</h1><p>{author}</p></div>
 <div class="contents"><h1>Contents</h1>
 {contents}
 </div>

@@ -76,6 +76,14 @@ def test_make_targets_exist_and_help_lists_them():
         assert re.search(rf"^  {target} ", help_text, re.M)
 
 
+@pytest.mark.parametrize("form", exports.FORMS)
+def test_the_target_of_a_form_builds_the_book_and_writes_it(form):
+    command = ["make", "-n", form, "PROFILE=smoke"]
+    lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    built, written = (f".venv/bin/periodic {words} --profile smoke" for words in ("book", f"export {form}"))
+    assert lines.index(built) < lines.index(written)
+
+
 def test_the_page_on_forms_to_take_away_lists_the_targets():
     rows = re.findall(r"^\| `make (\w+)` \| `([\w./]+)`", (ROOT / "book" / "again.md").read_text(), re.MULTILINE)
     assert {target for target, _ in rows} == {*exports.FORMS, "class"}

@@ -46,6 +46,16 @@ def test_links_and_pictures_on_this_site_exist(page):
             assert (HTML / target).exists(), place
 
 
+def test_links_to_a_place_on_a_page_lead_to_one_that_is_there():
+    pages = {page.name: soup(page) for page in CONTENT}
+    places = {name: {element["id"] for element in page.find_all(id=True)} for name, page in pages.items()}
+    links = [(name, a["href"].split("?")[0]) for name, page in pages.items() for a in page.find_all("a", href=True)]
+    inside = [(name, *link.partition("#")[::2]) for name, link in links if "#" in link and "://" not in link]
+    assert len(inside) > len(CONTENT)
+    lost = [(name, page, place) for name, page, place in inside if place and place not in places[page or name]]
+    assert not lost, lost[:5]
+
+
 @pytest.mark.parametrize("page", CONTENT, ids=lambda page: page.stem)
 def test_every_picture_says_what_is_seen(page):
     for picture in soup(page).select("article img, main img"):

@@ -1,6 +1,8 @@
 """Forms of the rendered book to take away: run after `make book`; a part of it in headless Chromium."""
 
 import re
+import zipfile
+from xml.etree import ElementTree
 
 import pytest
 from browser import needs_chromium, opened
@@ -18,6 +20,37 @@ def test_every_link_inside_the_page_to_be_printed_leads_somewhere():
     assert not [link for link in re.findall(r'href="([^"]+)"', text) if link.endswith(".html") and ":" not in link]
     assert len(re.findall(r"<img", text)) >= len(notebooks.chapters())
     assert text.count('<section class="page"') == len(notebooks.table_of_contents())
+
+
+@needs_chromium
+def test_the_book_is_printed():
+    written = exports.export("pdf", PROFILE)
+    content = written.read_bytes()
+    assert len(re.findall(rb"/Type /Page\b", content)) > 5 * len(notebooks.chapters())
+    assert len(content) < 30e6
+
+
+def test_pages_of_the_epub_can_be_parsed_and_their_links_lead_somewhere():
+    book = zipfile.ZipFile(exports.export("epub", PROFILE))
+    names, places, links = set(book.namelist()), {}, []
+    for name in names:
+        if name.endswith((".xhtml", ".opf", ".ncx")):
+            elements = list(ElementTree.fromstring(book.read(name)).iter())
+            places[name] = {element.get("id") for element in elements}
+            links += [(name, element.get(key)) for element in elements for key in ("href", "src")]
+    assert {f"{name}.xhtml" for name in notebooks.table_of_contents()} <= names
+    inside = [(name, link) for name, link in links if link and not link.startswith(("http", "mailto"))]
+    assert len(inside) > 100
+    for name, link in inside:
+        page, _, anchor = link.partition("#")
+        assert (page or name) in names, (name, link)
+        assert not anchor or anchor in places[page or name], (name, link)
+
+
+def test_there_is_a_text_to_translate_for_every_page():
+    written = exports.export("gettext", PROFILE)
+    assert {f"{name}.pot" for name in notebooks.table_of_contents()} <= {path.name for path in written.iterdir()}
+    assert "{result}`05_jumps." in (written / "05_jumps.pot").read_text()
 
 
 @needs_chromium
