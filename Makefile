@@ -5,7 +5,7 @@ bin = .venv/bin
 pytest = $(bin)/python -m pytest -q
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book class lab test check lint bench clean
+.PHONY: help setup book class pdf epub slides figures gettext archive lab test check lint bench clean
 
 help: ## show this list
 	@echo "make TARGET [PROFILE=smoke|classroom]"
@@ -19,6 +19,15 @@ book: setup ## execute every chapter that is out of date, render the book, print
 
 class: setup ## write what a class needs to build/class (about 20 s): notebooks, answers, results, plans, handout
 	@$(bin)/periodic class --profile $(PROFILE)
+
+pdf: book ## print the whole book to build/book.pdf (needs Chromium or Chrome)
+epub: book ## write the book for reading programs, build/book.epub
+slides: book ## write the figures with their takeaways as one page, build/slides.html
+figures: book ## write every figure as SVG, with data and code, to build/figures.zip (minutes)
+gettext: book ## write the book's texts, to be translated, to build/gettext
+archive: book ## write chapters, library and results, to be run without a clone, to build/archive.zip
+pdf epub slides figures gettext archive:
+	@$(bin)/periodic export $@ --profile $(PROFILE)
 
 lab: setup ## open the chapters in JupyterLab (installs it the first time)
 	@$(bin)/python -m pip install --quiet --constraint requirements.lock --editable ".[lab]"

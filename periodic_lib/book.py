@@ -21,7 +21,7 @@ from periodic_lib.notebooks import (
     read,
     source,
 )
-from periodic_lib.project import print_message, root, write_whole
+from periodic_lib.project import ConfigError, print_message, root, write_whole
 
 MARKUP = re.compile(r"([\\`*_$<\[\]{}])")  # what MyST would read as more than a character
 
@@ -51,21 +51,44 @@ def build_book(profile: str = "classroom", strict: bool = False) -> Path:
     return page
 
 
-def _render(folder: Path) -> Path:
-    """Run Jupyter Book on the staged sources; return the first page."""
+def _render(folder: Path, builder: str = "html") -> Path:
+    """Run Jupyter Book on the staged sources; return the first page.
+
+    `builder`: of Sphinx. Return the folder that it wrote, for another than "html".
+    """
     start = "from jupyter_book.cli.main import main; main()"  # the package has no __main__
     command = [sys.executable, "-c", start, "build", folder / "source"]
-    command += ["--path-output", folder / "html", "-W", "-n", "--keep-going", "--quiet"]
+    command += ["--path-output", folder / builder, "-W", "-n", "--keep-going", "--quiet"]
+    command += [] if builder == "html" else ["--builder", "custom", "--custom-builder", builder]
     places = {"PERIODIC_RECORDS": str(folder / "records"), "PERIODIC_ROOT": str(root())}
     environment = {**os.environ, **places}
     done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
     if done.returncode != 0:
         # so that the warnings come again next time
-        shutil.rmtree(folder / "html" / "_build" / ".doctrees", ignore_errors=True)
+        shutil.rmtree(folder / builder / "_build" / ".doctrees", ignore_errors=True)
         raise ChapterError(
             f"the book has warnings or errors:\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
         )
-    return folder / "html" / "_build" / "html" / "index.html"
+    written = folder / builder / "_build" / builder
+    return written / "index.html" if builder == "html" else written
+
+
+def build_as(builder: str, profile: str) -> Path:
+    """Run another builder of Sphinx on the executed book: "epub", "gettext"; return its folder.
+
+    Raises
+    ------
+    ConfigError : if a chapter was not executed.
+    ChapterError : if the book has a warning.
+    """
+    missing = [name for name in chapters() if not copy_of(name, profile).exists()]
+    if missing:
+        raise ConfigError(
+            f"{len(missing)} chapters were not executed at profile {profile!r} "
+            f"({missing[0]} is the first): `make book` does it."
+        )
+    stage(profile)
+    return _render(build_folder(profile), builder)
 
 
 def stage(profile: str) -> Path:

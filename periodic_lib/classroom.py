@@ -8,24 +8,29 @@ from __future__ import annotations
 
 import hashlib
 import html
-import re
-import shutil
-import subprocess
 import textwrap
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from periodic_lib import claims, execution, exercises, experiments, glossary, lessons, notebooks
+from periodic_lib import (
+    claims,
+    copies,
+    execution,
+    exercises,
+    experiments,
+    glossary,
+    lessons,
+    notebooks,
+    printing,
+    slides,
+)
 from periodic_lib.answers import Answer, Key
 from periodic_lib.book import mathjax
 from periodic_lib.exercises import Exercise
-from periodic_lib.project import print_message, root, write_whole
+from periodic_lib.project import root, write_whole
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-PRINTING_SECONDS = 60
 WORDS = ("destabilization", "period", "convergence", "periodic", "equilibrium")  # on the handout
-RESULT = re.compile(r"\{result\}`([\w.]+):?([^`]*)`")
 
 
 def pack(folder: Path, profile: str = "classroom") -> list[str]:
@@ -55,7 +60,8 @@ def pack(folder: Path, profile: str = "classroom") -> list[str]:
     for name, text in printed.items():
         write_whole(folder / f"{name}.md", text)
         write_whole(folder / f"{name}.html", page(text, "../" * name.count("/")))
-    missing += _print_to_pdf(folder / "handout.html") + _archives(folder, list(chapters), profile)
+    missing += _slides(folder / "slides.html", profile)
+    missing += _print_handout(folder / "handout.html") + _archives(folder, list(chapters), profile)
     write_whole(folder / "README.md", README.format(missing=_bullets(missing or ["Nothing."])))
     write_whole(folder / "SHA256SUMS", checksums(folder))
     return missing
@@ -78,12 +84,12 @@ def student(title: str, some: Iterable[Exercise]) -> dict:
 def instructor(chapter: Mapping, some: Iterable[Exercise], records: Mapping[str, dict]) -> dict:
     """Return a chapter with the answer to each exercise, checked, after its solution.
 
-    Numbers that chapters published stand in its text, where the source has the role `result`.
+    Its text is plain: numbers that chapters published, names of sources (`copies.plain`).
     """
     waiting, cells = list(some), [_key_cell(some)]
     for cell in chapter["cells"]:
         if cell["cell_type"] == "markdown":
-            cell = {**cell, "source": with_numbers(notebooks.source(cell), records)}
+            cell = {**cell, "source": copies.plain(notebooks.source(cell), records)}
         cells.append(cell)
         if "solution" in cell["metadata"].get("tags", []):
             one = waiting.pop(0)
@@ -91,21 +97,6 @@ def instructor(chapter: Mapping, some: Iterable[Exercise], records: Mapping[str,
             if one.question:
                 cells.append(_code(f'check("{one.label}", {one.question.answer!r})'))
     return {"cells": [cells[1], cells[0], *cells[2:]]}
-
-
-def with_numbers(text: str, records: Mapping[str, dict]) -> str:
-    """Return a text with the numbers that its roles `result` name; "?" for one not published.
-
-    >>> with_numbers("{result}`01_a.b:.1f` steps", {"01_a": {"numbers": {"b": 2}}})
-    '2.0 steps'
-    """
-
-    def number(found: re.Match) -> str:
-        chapter, _, name = found[1].partition(".")
-        numbers = records.get(chapter, {"numbers": {}})["numbers"]
-        return format(numbers[name], found[2]) if name in numbers else "?"
-
-    return RESULT.sub(number, text)
 
 
 def _key_cell(some: Iterable[Exercise]) -> dict:
@@ -210,33 +201,25 @@ def page(text: str, up: str = "") -> str:
 
     `up`: the way to the folder of math.js.
     """
-    from markdown_it import MarkdownIt
-    from mdit_py_plugins.dollarmath import dollarmath_plugin
-
-    def formula(content: str, options: Mapping) -> str:
-        left, right = (r"\[", r"\]") if options["display_mode"] else (r"\(", r"\)")
-        return left + html.escape(content) + right
-
-    reader = MarkdownIt("commonmark").enable("table").use(dollarmath_plugin, renderer=formula)
     title = text.splitlines()[0].removeprefix("# ")
-    return PAGE.format(title=html.escape(title), up=up, body=reader.render(text))
+    return PAGE.format(title=html.escape(title), up=up, body=printing.markdown(text))
 
 
-def _print_to_pdf(source: Path) -> list[str]:
-    """Print a page to a PDF file beside it; return a sentence if that cannot be done."""
-    target = source.with_suffix(".pdf")
-    target.unlink(missing_ok=True)
-    found = [path for path in map(shutil.which, BROWSERS) if path]
-    command = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=10000"]
-    command += ["--no-pdf-header-footer", f"--print-to-pdf={target}", source.as_uri()]
-    if found:
-        try:
-            subprocess.run([found[0], *command], capture_output=True, timeout=PRINTING_SECONDS)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            print_message(f"{found[0]} printed nothing: {error}.")
-    if target.exists():
+def _print_handout(source: Path) -> list[str]:
+    """Print the handout to a PDF file beside it; return a sentence if that cannot be done."""
+    if printing.print_to_pdf(source, source.with_suffix(".pdf")):
         return []
     return ["handout.pdf is not there: no Chromium printed it. Print handout.html in a browser."]
+
+
+def _slides(target: Path, profile: str) -> list[str]:
+    """Write the slides; return a sentence if no chapter is executed."""
+    every = slides.of_book(profile)
+    target.unlink(missing_ok=True)
+    if not every:
+        return ["slides.html is not there: `make book` executes the chapters; then again."]
+    write_whole(target, every)
+    return []
 
 
 def _bullets(lines: Iterable[str]) -> str:
@@ -248,44 +231,47 @@ def _bullets(lines: Iterable[str]) -> str:
 
 def _archives(folder: Path, chapters: list[str], profile: str) -> list[str]:
     """Write the zip files; return a sentence for each that is not complete."""
-    trained, missing = _trained(chapters, profile)
+    results, missing = trained(chapters, profile)
     declaration = {"book/experiments.yml": root() / "book" / "experiments.yml"}
-    published = {**_files("data/published"), **_files("data/text")}
-    library = {**_files("periodic_lib", "*.py"), **_files(".", "pyproject.toml")}
-    library |= {**_files(".", "README.md"), **_files(".", "LICENSE")}
+    published = {**files("data/published"), **files("data/text")}
     rendered = notebooks.build_folder(profile) / "html" / "_build" / "html"
     book = {str(p.relative_to(rendered)): p for p in sorted(rendered.rglob("*")) if p.is_file()}
     if "index.html" not in book:
         book = {}
         missing.append("book.zip is not there: `make book` renders the book; then again.")
-    contents = {"results.zip": declaration | trained, "data.zip": published}
-    for name, files in {**contents, "library.zip": library, "book.zip": book}.items():
+    contents = {"results.zip": declaration | results, "data.zip": published}
+    for name, some in {**contents, "library.zip": library(), "book.zip": book}.items():
         (folder / name).unlink(missing_ok=True)
-        if files:
-            archive(folder / name, files)
+        if some:
+            archive(folder / name, some)
     return missing
 
 
-def _trained(chapters: Iterable[str], profile: str) -> tuple[dict[str, Path], list[str]]:
+def trained(chapters: Iterable[str], profile: str) -> tuple[dict[str, Path], list[str]]:
     """Return the results that chapters read, by their place in a project, and what is missing."""
     plans = {p.name: p for c in chapters for p in execution.experiments_of(c, profile)}
     waits = [p for p in plans.values() if experiments.state(p)[0] != "ready"]
     ready = [p for name, p in plans.items() if p not in waits]
-    files = {f"data/cache/{p.name}/{p.path.name}": p.path for p in ready}
+    found = {f"data/cache/{p.name}/{p.path.name}": p.path for p in ready}
     if not waits:
-        return files, []
+        return found, []
     some = ", ".join(p.name for p in waits[:3]) + (", ..." if len(waits) > 3 else "")
     minutes = sum(p.minutes or 0 for p in waits)
-    return files, [
+    return found, [
         f"results.zip has {len(ready)} of {len(plans)} results; `make book` trains the others "
         f"({some}; about {minutes:.1f} minutes on two cores), then again."
     ]
 
 
-def _files(folder: str, pattern: str = "*") -> dict[str, Path]:
-    """Return the files of a folder of the project, by their path in it; "." only of the top."""
-    place = root() / folder
-    found = place.glob(pattern) if folder == "." else place.rglob(pattern)
+def library() -> dict[str, Path]:
+    """Return the files from which pip installs the library, by their path in the project."""
+    top = ("pyproject.toml", "README.md", "LICENSE")
+    return files("periodic_lib", "*.py") | {name: root() / name for name in top}
+
+
+def files(folder: str, pattern: str = "*") -> dict[str, Path]:
+    """Return the files below a folder of the project, by their path in the project."""
+    found = (root() / folder).rglob(pattern)
     return {str(p.relative_to(root())): p for p in sorted(found) if p.is_file()}
 
 
@@ -328,6 +314,7 @@ README = """# A pack for a class
 | `instructor/` | the chapters with answers in place; all solutions on one page |
 | `lesson.html`, `module.html` | plans: one lesson, three sessions; `.md` is the same as text |
 | `handout.html`, `handout.pdf` | two pages to be printed |
+| `slides.html` | the figures, each with what it says: arrow keys, or printed |
 | `library.zip` | the library, all that a student's notebook needs |
 | `results.zip`, `data.zip` | trained results, published values: unpack both into one folder |
 | `book.zip` | the book, to be opened without a network: `index.html` |

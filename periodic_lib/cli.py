@@ -1,4 +1,4 @@
-"""The command `periodic`: run experiments without a notebook, build the book, list claims, teach.
+"""The command `periodic`: run experiments, build the book, list claims, teach, take the book away.
 
 Exit status: 0 done; 1 a chapter or the book failed; 2 the command cannot be carried out as given
 (nothing was computed); 3 the budget was used up, the same command goes on; 130 interrupted, or told
@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_book(commands)
     _add_claims(commands)
     _add_class(commands)
+    _add_export(commands)
     return parser
 
 
@@ -141,6 +142,13 @@ def _add_class(commands: argparse._SubParsersAction) -> None:
         "--profile", default="classroom", help="whose results: smoke or classroom (default)"
     )
     teaching.set_defaults(action=_class)
+
+
+def _add_export(commands: argparse._SubParsersAction) -> None:
+    export = commands.add_parser("export", help="write the executed book in another form to build/")
+    export.add_argument("form", help="pdf, epub, slides, figures, gettext or archive")
+    export.add_argument("--profile", default="classroom", help="smoke or classroom (default)")
+    export.set_defaults(action=_export)
 
 
 # ---------------------------------------------------------------- run
@@ -267,6 +275,18 @@ def _class(options: argparse.Namespace) -> int:
     for sentence in classroom.pack(folder, options.profile):
         print_message(sentence)
     print(f"The pack for a class is ready. Open {folder / 'README.md'}")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from periodic_lib import exports, notebooks
+
+    try:
+        written = exports.export(options.form, options.profile)
+    except notebooks.ChapterError as error:
+        print_message(f"error: {error}")
+        return 1
+    print(f"Written: {written}")
     return 0
 
 

@@ -27,7 +27,8 @@ from periodic_lib.project import digest, print_message, root, write_whole
 
 ERROR_EXCERPT = 30  # lines of a failed notebook's traceback that are shown
 TOOLS = {"__init__", "__main__", "book", "cli", "execution", "notebooks", "scorecard"}
-TOOLS |= {"answers", "exercises", "lessons", "classroom"}
+TOOLS |= {"answers", "exercises", "lessons", "classroom", "copies", "printing", "exports"}
+TOOLS |= {"slides", "drawings"}
 """Modules that no chapter uses."""
 GRACE_SECONDS = 10  # for papermill to end its kernel when it is told to stop
 DEAD_KERNEL = 138  # papermill's exit status when the kernel died
@@ -208,8 +209,8 @@ class _Execution:
         self.progress = scratch / "progress"
         with self.log.open("w") as stream:
             self.process = subprocess.Popen(
-                _papermill(name, profile, self.executed),
-                env=_environment(profile, self.progress),
+                papermill(root() / "book" / f"{name}.ipynb", self.executed, profile),
+                env=environment(profile, self.progress),
                 stdout=stream,
                 stderr=stream,
                 start_new_session=True,
@@ -249,15 +250,15 @@ class _Execution:
         self._folder.cleanup()
 
 
-def _papermill(name: str, profile: str, executed: Path) -> list[str]:
+def papermill(chapter: Path, executed: Path, profile: str) -> list[str]:
     """Return the command that executes a chapter."""
-    command = [sys.executable, "-m", "papermill", root() / "book" / f"{name}.ipynb", executed]
+    command = [sys.executable, "-m", "papermill", chapter, executed]
     command += ["-p", "profile", profile, "-k", "python3", "--cwd", root() / "book"]
     command += ["--no-progress-bar", "--log-level", "WARNING", "--start-timeout", "180"]
     return [str(word) for word in command]
 
 
-def _environment(profile: str, progress: Path) -> dict[str, str]:
+def environment(profile: str, progress: Path) -> dict[str, str]:
     """Return the environment of a chapter."""
     return {
         "OMP_NUM_THREADS": "1",

@@ -137,12 +137,37 @@ def versions() -> str:
     return ", ".join([*packages, f"Python {platform.python_version()}"])
 
 
+def other_seeds() -> str:
+    """Return two tables (MyST): verdicts under other seeds by the acknowledged one, and what moved.
+
+    The second lists each claim that got another verdict under some seeds, or on another processor.
+    """
+    entries, kept = claims.declared(), claims.stability()
+    kept = kept[kept["claim"].isin(entries)]
+    own = kept["claim"].map(lambda claim: entries[claim]["verdict"])
+    words = [word for word in claims.VERDICTS if word in {*own, *kept["verdict"]}]
+    counts = [["Acknowledged", *(f"Then: {word}" for word in words)]]
+    for word in (word for word in words if word in set(own)):
+        then = kept.loc[own == word, "verdict"]
+        counts.append([word.capitalize(), *(str(int((then == other).sum())) for other in words)])
+    moved = [["Claim", "Acknowledged", "Under other seeds", "On another processor"]]
+    for claim, entry in entries.items():
+        then = list(kept.loc[kept["claim"] == claim, "verdict"])
+        there = "; ".join(f"{word} ({where})" for word, where in entry[claims.ELSEWHERE].items())
+        if there or set(then) - {entry["verdict"]}:
+            link = f"{{ref}}`{claim} <claim-{claim}>`"
+            moved.append([link, entry["verdict"], ", ".join(then) or "–", there or "–"])
+    tables = [(" ".join(["20", *["14"] * len(words)]), counts), ("34 18 34 26", moved)]
+    return MOVED.join(TABLE.format(widths=w, rows=_list_table(rows)) for w, rows in tables)
+
+
 def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
 WIDTH = 76  # characters of a line to copy
 QUESTIONS = ("My processor and versions: ", "What I found: ", "Why I disagree: ")
+MOVED = "\nClaims whose verdict moved:\n"
 SEEDS_HEAD = "Same verdict with other seeds"
 TABLE = """
 ```{{list-table}}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from periodic_lib import cli, experiments, notebooks, project
+from periodic_lib import claims, cli, execution, experiments, exports, notebooks, project
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -72,8 +72,42 @@ def test_commands_in_the_book_are_understood(command):
 
 def test_make_targets_exist_and_help_lists_them():
     help_text = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for target in (*MAKE, "class", "setup", "lint", "bench", "clean"):
+    for target in (*MAKE, "class", *exports.FORMS, "setup", "lint", "bench", "clean"):
         assert re.search(rf"^  {target} ", help_text, re.M)
+
+
+@pytest.mark.parametrize("form", exports.FORMS)
+def test_the_target_of_a_form_builds_the_book_and_writes_it(form):
+    command = ["make", "-n", form, "PROFILE=smoke"]
+    lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    built, written = (f".venv/bin/periodic {words} --profile smoke" for words in ("book", f"export {form}"))
+    assert lines.index(built) < lines.index(written)
+
+
+def test_the_page_on_forms_to_take_away_lists_the_targets():
+    rows = re.findall(r"^\| `make (\w+)` \| `([\w./]+)`", (ROOT / "book" / "again.md").read_text(), re.MULTILINE)
+    assert {target for target, _ in rows} == {*exports.FORMS, "class"}
+    makefile = (ROOT / "Makefile").read_text()
+    for target, written in rows:
+        assert f"build/{written.rstrip('/')}" in re.search(rf"^{target}: .*", makefile, re.MULTILINE)[0]
+
+
+def test_the_readmes_results_are_the_declared_ones():
+    rows = re.findall(r"^\| [^|]+ \| ([^|]+) \| ([^|]+) \| `([\w-]+)` \|$", README, re.MULTILINE)
+    declared = claims.declared()
+    assert len(rows) >= 10
+    assert {verdict for _, verdict, _ in rows} >= {"holds", "fails", "mixed"}  # what failed is shown, too
+    for published, verdict, claim in rows:
+        entry = declared[claim]
+        assert (published, verdict) == (" ".join(entry["paper_value"].split()), entry["verdict"])
+        assert entry["kind"] in claims.COUNTED
+        assert "Lobacheva et al. 2021" in entry["source"]
+
+
+def test_the_readme_says_how_long_the_experiments_train():
+    plans = {p.name: p for name in notebooks.chapters() for p in execution.experiments_of(name, "classroom")}
+    (said,) = re.findall(r"trains for about (\d+) minutes", README)
+    assert abs(int(said) - sum(plan.minutes or 0 for plan in plans.values())) < 1
 
 
 def test_paths_in_the_readme_exist():
@@ -88,7 +122,12 @@ def test_one_lock_file_serves_pip_and_conda():
     assert {"torch==2.13.0", "torchvision==0.28.0", "jupyter-book==1.0.4.post1"} <= set(pins)
     conda = yaml.safe_load((ROOT / "environment.yml").read_text())
     assert "--constraint requirements.lock" in conda["dependencies"][-1]["pip"]
-    assert "-c requirements.lock" in (ROOT / ".ci" / "setup").read_text()
+    setup = (ROOT / ".ci" / "setup").read_text()
+    (extras,) = re.findall(r"-c requirements.lock -e '([^']+)'", setup)
+    assert f"--editable {extras}" in conda["dependencies"][-1]["pip"]  # so both install the same, in the same versions
+    (python,) = [line.split("=")[1] for line in conda["dependencies"][:-1] if line.startswith("python=")]
+    assert python in ("3.11", "3.12", "3.13")
+    assert all(isinstance(line, dict) or line in ("pip", f"python={python}") for line in conda["dependencies"])
 
 
 def test_the_lock_is_what_is_installed():

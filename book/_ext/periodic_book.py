@@ -2,6 +2,7 @@
 
     ```{claims} fails                                   the claims with that verdict, as a list
     ```{verdicts}                                       a table: how many findings of a topic have which verdict
+    ```{other-seeds}                                    tables: the verdicts when all seeds were replaced
     ```{claim-filter}                                   which claims of the scorecard are shown
     ```{takeaways}                                      the takeaways of all chapters, chapter by chapter
     ```{lesson} module                                  a plan for lessons, from book/lessons.yml
@@ -25,7 +26,14 @@ from typing import ClassVar
 from docutils import nodes
 from docutils.parsers.rst import directives
 from docutils.statemachine import StringList
-from periodic_lib import claims, glossary, lessons, notebooks, scorecard
+from periodic_lib import (
+    claims,
+    copies,
+    glossary,
+    lessons,
+    notebooks,
+    scorecard,
+)
 from periodic_lib.project import root
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective, SphinxRole
@@ -234,6 +242,15 @@ class Verdicts(Written):
     def run(self):
         found = claims.checked(all_records(self.env))
         return self.parsed(scorecard.counts(found, by="topic").splitlines())
+
+
+class OtherSeeds(Written):
+    """Tables: what became of verdicts under other seeds, and which were another's on another processor."""
+
+    def run(self):
+        for path in (claims.file(), claims.stability_file()):
+            self.env.note_dependency(str(path))
+        return self.parsed(scorecard.other_seeds().splitlines())
 
 
 class Lesson(Written):
@@ -480,6 +497,24 @@ def mend_pages(app, error):
             page.write_text(mended, encoding="utf-8")
 
 
+UNUSED = (
+    "*.map",
+    "*.ttf",
+)  # of the theme: maps for its makers, fonts twice
+
+
+def lighten(app, error):
+    """Take from the written book what no reader's browser asks for; a downloaded chapter is a copy for readers."""
+    for pattern in UNUSED:
+        for path in (Path(app.outdir) / "_static").rglob(pattern):
+            path.unlink()
+    records = claims.read_records(claims.records_folder())
+    for path in (Path(app.outdir) / "_sources").glob("*.ipynb"):
+        notebook = notebooks.read(path)
+        if any(cell.get("outputs") for cell in notebook["cells"]):
+            notebooks.write(copies.readable(notebook, records), path)
+
+
 def setup(app):
     """Register the role and the directives."""
     app.setup_extension("sphinx.ext.autodoc")
@@ -490,6 +525,7 @@ def setup(app):
     app.connect("doctree-read", name_terms)
     app.connect("doctree-resolved", link_terms)
     app.connect("build-finished", mend_pages)
+    app.connect("build-finished", lighten)
     app.add_role("result", ResultRole())
     app.add_role("count", CountRole())
     app.add_directive("chapter-figure", ChapterFigure)
@@ -498,6 +534,7 @@ def setup(app):
     app.add_directive("drawing", Drawing)
     app.add_directive("explore", Explored)
     app.add_directive("lesson", Lesson)
+    app.add_directive("other-seeds", OtherSeeds)
     app.add_directive("verdicts", Verdicts)
     app.add_directive("takeaways", Takeaways)
     app.add_directive("simulator", Simulator)

@@ -14,6 +14,8 @@ HTML = Path(__file__).parents[2] / "build" / PROFILE / "html" / "_build" / "html
 PAGES = sorted(HTML.glob("*.html"))
 CONTENT = [page for page in PAGES if page.stem not in ("search", "genindex", "py-modindex")]
 
+MEGABYTES = 15  # of the whole book: it goes on a stick, and through a mail
+
 pytestmark = pytest.mark.skipif(not PAGES, reason="the book is not built: make book")
 
 
@@ -42,6 +44,16 @@ def test_links_and_pictures_on_this_site_exist(page):
         target = place.split("#")[0].split("?")[0]
         if target and not target.startswith(("http:", "https:", "mailto:", "data:")):
             assert (HTML / target).exists(), place
+
+
+def test_links_to_a_place_on_a_page_lead_to_one_that_is_there():
+    pages = {page.name: soup(page) for page in CONTENT}
+    places = {name: {element["id"] for element in page.find_all(id=True)} for name, page in pages.items()}
+    links = [(name, a["href"].split("?")[0]) for name, page in pages.items() for a in page.find_all("a", href=True)]
+    inside = [(name, *link.partition("#")[::2]) for name, link in links if "#" in link and "://" not in link]
+    assert len(inside) > len(CONTENT)
+    lost = [(name, page, place) for name, page, place in inside if place and place not in places[page or name]]
+    assert not lost, lost[:5]
 
 
 @pytest.mark.parametrize("page", CONTENT, ids=lambda page: page.stem)
@@ -105,3 +117,23 @@ def test_the_short_path_takes_the_minutes_declared():
 def section(place):
     page, _, name = place.partition("#")
     return soup(HTML / page).select_one(f"section#{name}")
+
+
+def test_the_whole_book_is_light():
+    sizes = {path: path.stat().st_size for path in HTML.rglob("*") if path.is_file()}
+    heaviest = sorted(sizes, key=sizes.get)[-5:]
+    assert sum(sizes.values()) < MEGABYTES * 1e6, heaviest
+
+
+@pytest.mark.parametrize("name", notebooks.chapters())
+def test_a_downloaded_chapter_is_its_text_in_plain_words_without_outputs(name):
+    (link,) = {a["href"] for a in soup(HTML / f"{name}.html").select("a[href$='.ipynb']") if "_sources" in a["href"]}
+    copy, origin = notebooks.read(HTML / link), notebooks.read(notebooks.root() / "book" / f"{name}.ipynb")
+    code = [[notebooks.source(c) for c in book["cells"] if c["cell_type"] == "code"] for book in (copy, origin)]
+    assert code[0] == code[1]
+    assert not any(cell.get("outputs") for cell in copy["cells"])
+    text = "\n".join(notebooks.source(c) for c in copy["cells"] if c["cell_type"] == "markdown")
+    assert not re.findall(r"\{[\w:-]+\}`|^[:`]{3,}\{", text, re.MULTILINE)
+    folded = [c for c in copy["cells"] if notebooks.HIDDEN & set(c["metadata"].get("tags", []))]
+    assert folded
+    assert all(c["metadata"]["jupyter"] == {"source_hidden": True} for c in folded)

@@ -12,7 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from periodic_lib import classroom, exercises, experiments, find_periods, lessons, notebooks, theory, toys
+from periodic_lib import (
+    classroom,
+    exercises,
+    experiments,
+    find_periods,
+    lessons,
+    notebooks,
+    printing,
+    theory,
+    toys,
+)
 from periodic_lib.answers import Key, Question
 from periodic_lib.cli import main
 from periodic_lib.project import ConfigError
@@ -281,6 +291,7 @@ def test_the_pack_is_whole(packed):
     assert re.search(r"results.zip has 1 of \d+ results; `make book` trains the others \(.*about [\d.]+ min", missing)
     assert "book.zip is not there: `make book` renders the book" in missing
     assert "Exercise 12.1 is not checked: its answer needs" in missing
+    assert "slides.html is not there: `make book` executes the chapters" in missing
 
 
 def test_archives_verify_and_do_not_depend_on_when_they_were_made(packed, tmp_path):
@@ -410,8 +421,8 @@ def test_the_page_on_teaching_shows_both_plans(tmp_path):
 
 
 def test_without_a_browser_a_sentence_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr(classroom.shutil, "which", lambda name: None)
-    (sentence,) = classroom._print_to_pdf(tmp_path / "handout.html")
+    monkeypatch.setattr(printing.shutil, "which", lambda name: None)
+    (sentence,) = classroom._print_handout(tmp_path / "handout.html")
     assert sentence == "handout.pdf is not there: no Chromium printed it. Print handout.html in a browser."
 
 

@@ -100,8 +100,15 @@ ALLOWED = {  # module -> modules of the library that it may import beside those,
     "answers": set(),
     "exercises": {"theory", "answers", "notebooks"},
     "lessons": {"execution", "exercises", "notebooks"},
-    "classroom": {"answers", "book", "claims", "execution", "exercises", "experiments", "lessons", "notebooks"},
-    "cli": {"experiments", "regimes", "notebooks", "execution", "book", "claims", "classroom"},
+    "copies": {"notebooks"},
+    "printing": {"notebooks"},
+    "slides": {"book", "claims", "copies", "execution", "notebooks", "printing"},
+    "drawings": {"chapters"},
+    "classroom": {"answers", "claims", "execution", "exercises", "experiments", "lessons", "notebooks"}
+    | {"book", "copies", "printing", "slides"},
+    "exports": {"book", "claims", "classroom", "copies", "execution", "experiments", "notebooks", "printing", "slides"}
+    | {"drawings"},
+    "cli": {"experiments", "regimes", "notebooks", "execution", "book", "claims", "classroom", "exports"},
     "__init__": set(),
     "__main__": {"cli"},
 }
