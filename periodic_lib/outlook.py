@@ -14,7 +14,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from periodic_lib import theory
-from periodic_lib.forecasts import FRACTIONS, back_test
+from periodic_lib.forecasts import FRACTIONS, METHODS, back_test
 from periodic_lib.levels import passages
 from periodic_lib.periods import MIN_RISE, label_phases
 from periodic_lib.regimes import BUDGET_BORDER, WINDOW
@@ -34,6 +34,7 @@ RECENT = 100  # rows
 JUMP_ROWS = 50  # a rise that began within the last of these is a jump that goes on
 DELTA = 0.03  # of a jump: a turn by 14 degrees
 SHARES = FRACTIONS[1:]  # of a passage, when its forecasts were made
+DUE_COLUMNS = ["point", "low", "high", "off", "covered", "tried"]
 
 
 def optimizer_of(results: xr.Dataset) -> str:
@@ -166,37 +167,58 @@ def not_before(results: xr.Dataset) -> float:
     return now + max(0.0, level) / pace
 
 
-def interval(results: xr.Dataset) -> dict[str, float] | None:
-    """Return the steps between which the next break is due by the run's own past, or None.
+def until(results: xr.Dataset, step: float) -> xr.Dataset:
+    """Return the record as it was before `step`, for a back-test."""
+    before = results.isel(step=results.step.values + results.covers.values <= step)
+    return before.assign_attrs(steps_done=int(step))
 
-    Of the forecasts of `forecasts.back_test`, the best that rests on levels is taken if its median
-    error in this run is below that of "as long as before" (`clock`); else there is none. `low` and
-    `high`: the forecast times the 10th and 90th percentile of what past forecasts were off by;
-    `covered` of `tried`: passages that lay within such an interval made from the others; `clock`:
-    those that lay within it made so from the clock.
+
+def due(results: xr.Dataset) -> pd.DataFrame:
+    """Return when the next break is due, by each forecast of `forecasts.back_test` that is one.
+
+    Returns
+    -------
+    table with a row for "clock" (as long as before), "level" and "thresholds": `point`, the step;
+    `low` and `high`, the forecast times the 10th and 90th percentile of what past forecasts were
+    off by; `off`, their median error in this run, a share of the passage; `covered` of `tried`,
+    the passages that lay within such an interval made from the others. No rows before six breaks
+    and where the pace of the decay is not known.
     """
     found, pace = breaks_and_passages(results), decay_rates(results)[-1:]
     if len(found) < 6 or not pace.size or not pace[0] > 0:
-        return None
-    steps, elr = results.step.values, results.elr.values[0]
+        return pd.DataFrame(columns=DUE_COLUMNS, dtype=float)
+    steps, elr, now = results.step.values, results.elr.values[0], float(results.attrs["steps_done"])
     ends = pd.DataFrame({"begin": found.end, "finish": found.end + found.steps})
     ends = ends.assign(restart=found.restart, **{"break": found.next})
     made = back_test(steps, elr, ends.dropna(), float(pace[0]), SHARES)
-    off = {name: np.abs(made[name] / made.length - 1).median() for name in ("level", "thresholds")}
-    best = min(off, key=off.get)
-    if not off[best] < np.abs(made.clock / made.length - 1).median():
-        return None
-    open_one = ends.iloc[[-1]].assign(
-        finish=float(results.attrs["steps_done"]), **{"break": elr[-1]}
-    )
+    open_one = ends.iloc[[-1]].assign(finish=now, **{"break": elr[-1]})
     with_it = pd.concat([ends.dropna(), open_one], ignore_index=True)
     said = back_test(steps, elr, with_it, float(pace[0]), (1.0,)).iloc[-1]
-    low, high = np.quantile(made.length / made[best], (0.1, 0.9))
-    edges = open_one.begin.iloc[0] + said[best] * np.array([low, high])
-    covered, tried = _covered(made, best)
-    edges = np.maximum(edges, results.attrs["steps_done"])
-    clock = {"clock": _covered(made, "clock")[0]}
-    return {"low": edges[0], "high": edges[1], "covered": covered, "tried": tried} | clock
+    rows, begin = {}, open_one.begin.iloc[0]
+    for name in METHODS[:3]:
+        low, high = begin + said[name] * np.quantile(made.length / made[name], (0.1, 0.9))
+        off = np.abs(made[name] / made.length - 1).median()
+        edges = max(low, now), max(high, now)
+        rows[name] = (begin + said[name], *edges, off, *_covered(made, name))
+    return pd.DataFrame.from_dict(rows, "index", columns=DUE_COLUMNS)
+
+
+def interval(results: xr.Dataset) -> dict[str, float] | None:
+    """Return the steps between which the next break is due by the run's own past, or None.
+
+    The best of the forecasts in `due` that rest on levels, if its median error in this run is below
+    that of "as long as before"; else there is none. `low`, `high`, `covered` and `tried` are its
+    own; `clock`: the passages that an interval made so from the clock would have covered.
+    """
+    table = due(results)
+    if table.empty:
+        return None
+    best = table.off[["level", "thresholds"]].idxmin()
+    if not table.off[best] < table.off["clock"]:
+        return None
+    facts = {name: int(table[name][best]) for name in ("covered", "tried")}
+    ends = {name: float(table[name][best]) for name in ("low", "high")}
+    return ends | facts | {"clock": int(table.covered["clock"]), "by": best}
 
 
 def _covered(made: pd.DataFrame, name: str) -> tuple[int, int]:
