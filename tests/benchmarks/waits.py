@@ -1,16 +1,16 @@
-"""How well does a monitor say when the next break comes? Trainings in plain PyTorch, forecast at moments of their past.
+"""How well does a monitor say when the next break comes? Trainings in plain PyTorch, forecast at moments of them.
 
     python tests/benchmarks/waits.py [--seeds 200 201 ...] [--write]
 
 At 25, 50 and 75 % of every passage between two breaks the monitor's record is cut, so that nothing later is known, and
 asked: before which step no break comes (`outlook.not_before`), when it is due (`outlook.due`), and whether an interval
 would have been given (`outlook.interval`). Beside it the baseline, "as long as before", in the same table and with an
-interval made in the same way. What would pass by mistake? A bound that is never later than now, and an interval that is
-wide enough: so the share of the wait that the bound excludes, and widths, are there, too.
+interval made in the same way. What would pass by mistake? A bound that is never later than now, and an interval wide
+enough: so the share of the wait that the bound excludes, and widths, are there, too.
 
-The table `CASES` and the claims `monitor-not-before` and `monitor-interval` (data/claims/claims.yml) were fixed on seeds
-below 200; the judging seeds are `JUDGED`, run afterwards. With --write the rows go to data/benchmarks/waits.csv, one for
-each moment, in steps.
+The table `CASES` and the claims `monitor-not-before` and `monitor-interval` (data/claims/claims.yml) were fixed on
+seeds below 200; the judging seeds are `JUDGED`, run afterwards. With --write the rows go to data/benchmarks/waits.csv,
+one for each moment, in steps.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ class Case:
 
 CASES = [
     Case(network, optimizer, lr, weight_decay, steps)
-    for network, steps in (("perceptron", 2500), ("convnet", 2000))
+    for network, steps in (("perceptron", 3200), ("convnet", 2400))
     for optimizer, lr, weight_decay in (
         ("sgd", 0.3, 1e-2),
-        ("sgd", 0.5, 3e-3),
-        ("momentum", 0.03, 1e-2),
-        ("momentum", 0.1, 2e-3),
+        ("sgd", 1.0, 3e-3),
+        ("momentum", 0.1, 1e-2),
+        ("momentum", 0.05, 1e-2),
         ("adamw", 3e-3, 1.0),
-        ("adamw", 5e-3, 0.3),
+        ("adamw", 5e-3, 1.0),
     )
 ]
 
