@@ -161,8 +161,9 @@ class Gauges:
             sums[:3] = columns
             scale = getattr(self.optimizer, "grad_scale", None)  # a fused step unscales by itself
             if scale is not None:
-                sums[1] /= scale.to(self._dtype) ** 2
-                sums[2] /= scale.to(self._dtype)
+                skipped = self.optimizer.found_inf.to(self._dtype) > 0  # and skips one, too
+                sums[1] /= torch.where(skipped, torch.nan, scale.to(self._dtype)) ** 2
+                sums[2] /= torch.where(skipped, torch.nan, scale.to(self._dtype))
             sums[3:] = float("nan")
             self._second_moments(sums)
             if keep_copy and self._copied:
@@ -262,13 +263,13 @@ def measures(sums: NDArray, rates: NDArray, owner: NDArray, plain: bool) -> NDAr
     """
     by = {name: sums[:, i] for i, name in enumerate(SUMS)}
     lr, decay = rates[:, 0], rates[:, 1]
-    if plain:
-        w2, g2, p = by["weight_square"], by["grad_square"], by["product"]
-        square = lr**2 * (decay**2 * w2 + 2 * decay * p + g2)
-        along = -lr * (decay * w2 + p)
-    else:
-        square, along = by["change_square"], by["change_along"]
     with np.errstate(divide="ignore", invalid="ignore"):
+        if plain:
+            w2, g2, p = by["weight_square"], by["grad_square"], by["product"]
+            square = lr**2 * (decay**2 * w2 + 2 * decay * p + g2)
+            along = -lr * (decay * w2 + p)
+        else:
+            square, along = by["change_square"], by["change_along"]
         return _of_groups(by, square, along, lr, decay, owner, plain)
 
 
