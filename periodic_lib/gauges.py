@@ -108,6 +108,25 @@ def split(groups: Sequence[Sequence[torch.nn.Parameter]], optimizer) -> list[Cel
     return cells
 
 
+def decayed(
+    groups: Sequence[Sequence[torch.nn.Parameter]], optimizer: torch.optim.Optimizer
+) -> list[int]:
+    """Return the places of the groups that weight decay shrinks; of all, if it shrinks none.
+
+    >>> one, other = (torch.nn.Parameter(torch.ones(2)) for _ in "ab")
+    >>> parts = [{"params": [one], "weight_decay": 0.1}, {"params": [other]}]
+    >>> decayed([[other], [one]], torch.optim.SGD(parts, lr=0.1))
+    [1]
+    """
+    rates = {
+        id(weights): part.get("weight_decay", 0)
+        for part in optimizer.param_groups
+        for weights in part["params"]
+    }
+    shrunk = [i for i, group in enumerate(groups) if any(rates.get(id(p), 0) for p in group)]
+    return shrunk or list(range(len(groups)))
+
+
 def is_plain(optimizer: torch.optim.Optimizer) -> bool:
     """Whether a step is -lr (g + weight decay w), so that the angle follows from the sums."""
     return type(optimizer).__name__ == "SGD" and not any(
@@ -296,3 +315,15 @@ def _of_groups(by, square, along, lr, decay, owner, plain) -> NDArray:
         "weight_decay": np.where(mean_lr > 0, mean_decay, 0.0),
     }
     return np.stack([columns[name] for name in MEASURES], axis=1)
+
+
+def by_group(table: NDArray, names: Mapping[str, bool]) -> dict[str, dict[str, object]]:
+    """Return the columns of every group for `verdicts.judge`: `table` (rows, MEASURES, groups), and
+    `names` of the groups, with whether their weights are scale-invariant.
+    """
+    found = {}
+    for place, (name, invariant) in enumerate(names.items()):
+        one = {measure: table[:, i, place] for i, measure in enumerate(MEASURES)}
+        one["eff_grad_norm"] = one["weight_norm"] * one["grad_norm"]
+        found[name] = one | {"invariant": invariant}
+    return found

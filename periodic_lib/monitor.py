@@ -131,7 +131,7 @@ class Monitor:
         member = np.array([cell.group for cell in cells])
         self._gauges = Gauges(cells, self.optimizer, int((member < len(self.groups)).sum()))
         every = np.equal.outer(np.arange(len(self._names)), member)
-        followed = self._decayed(watched) if self.groups else list(range(len(watched)))
+        followed = gauges.decayed(watched[: len(self.groups)] or watched, self.optimizer)
         self._edge_weights = [p for i in followed for p in watched[i]] if self.groups else []
         self._parameters = {name: parameters[name] for name in taken}
         self._followed = sum(p.numel() for i in followed for p in watched[i])
@@ -145,19 +145,6 @@ class Monitor:
         ]
         self.history = History(columns, squared=squared, largest=[1])
         self._judged: list[dict] = []
-
-    def _decayed(self, watched: list[list[torch.nn.Parameter]]) -> list[int]:
-        """Return the places of the scale-invariant groups that weight decay shrinks; of all, if
-        none.
-        """
-        decays = {
-            id(weights): group.get("weight_decay", 0)
-            for group in self.optimizer.param_groups
-            for weights in group["params"]
-        }
-        places = range(len(self.groups))
-        shrunk = [i for i in places if any(decays.get(id(p), 0) for p in watched[i])]
-        return shrunk or list(places)
 
     @staticmethod
     def find_groups(model: torch.nn.Module, example: object, seconds: float = PROBE_SECONDS):
@@ -354,19 +341,10 @@ class Monitor:
         if not len(rows) or np.isnan(rows[:, 0]).all():
             return pd.DataFrame(columns=verdicts.VERDICT_COLUMNS)
         table = rows[:, 2:].reshape(len(rows), len(MEASURES), len(self._owner))
-        found = verdicts.judge(rows[:, 0], self._judged_groups(table))
+        names = {name: bool(self.groups) and name != REST for name in [ALL, *self._labels()]}
+        found = verdicts.judge(rows[:, 0], gauges.by_group(table, names))
         places = ["start", "peak", "end"]
         found[places] = found[places].astype(int) + first
-        return found
-
-    def _judged_groups(self, table: np.ndarray) -> dict[str, dict[str, object]]:
-        """Return the arrays of all scale-invariant weights, or of all, and of each group."""
-        names = [ALL, *self._labels()]
-        found = {}
-        for place, name in enumerate(names):
-            one = {measure: table[:, i, place] for i, measure in enumerate(MEASURES)}
-            one["eff_grad_norm"] = one["weight_norm"] * one["grad_norm"]
-            found[name] = one | {"invariant": bool(self.groups) and name != REST}
         return found
 
     @property
