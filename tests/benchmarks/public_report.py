@@ -5,7 +5,7 @@
 The report (facial expressions, October 2026) continued a VGG with batch normalization at lr x wd = 1e-4 after it had
 memorized its 33,827 pictures: eleven loss spikes in 264,000 steps, 2.4 / (lr wd) a spike, "likely" by weight decay; no
 norm was measured. A VGG without batch normalization had a norm that fell and jumped back, too, with the accuracy at
-100 %: another mechanism. Here both are torchvision's, of three convolutions, on 256 enlarged digits, at lr x wd = 2e-3,
+100 %: another mechanism. Here both are torchvision's, of three convolutions, on 256 digits, at lr x wd = 2e-3,
 with decay on every parameter as AdamW has it by default. What could make the causes agree by mistake? A monitor that
 calls every spike norm-driven: hence the network without normalization, and one with it but without decay.
 
