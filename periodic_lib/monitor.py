@@ -65,8 +65,8 @@ class Monitor:
 
     Attributes
     ----------
-    groups : list of tuples of names. spikes : table of the spikes judged so far
-        (`verdicts.judge`). failure : what went wrong inside, or None.
+    groups : list of tuples of names. symmetries : all that the probe found (print it), or None.
+        failure : what went wrong inside, or None.
 
     Raises
     ------
@@ -100,10 +100,12 @@ class Monitor:
         self.total_steps, self.optimizer = total_steps, optimizer
         names = {id(p): name for name, p in model.named_parameters()}
         gauges.refuse_shards(list(model.parameters()))
-        limits: dict[tuple[str, ...], float | None] = {}  # epsilons break a group below that norm
+        self.symmetries, limits = None, {}  # the norms below which epsilons break a group
         if groups is None:
-            groups = limits = readings.found_groups(self.find_groups, model, example, seconds)
-        self.groups = [tuple(group) for group in gauges.named(list(groups), names)]
+            found = readings.found_groups(Monitor.find_groups, model, example, seconds)
+            self.symmetries, limits = found
+            groups = list(limits)
+        self.groups = [tuple(group) for group in gauges.named(groups, names)]
         self._fails_below = [limits.get(group) for group in self.groups]
         self._model, self._batch_loss = model, None
         self._sharpness: list[tuple[int, torch.Tensor | float]] = []
@@ -431,9 +433,10 @@ class Monitor:
         ConfigError : if it is of other groups.
         """
         if [tuple(group) for group in state["groups"]] != self.groups:
+            theirs, mine = len(state["groups"]), len(self.groups)
             raise ConfigError(
-                f"`state` must be of the same groups; got one of {len(state['groups'])} groups, "
-                f"this monitor has {len(self.groups)}. Make it with the groups of the state."
+                f"`state` must be of the same groups; got one of {theirs} groups, this monitor has "
+                f"{mine}. Make it with the groups of the state."
             )
         self.steps = state["steps"]
         if self._logs is not None:

@@ -31,8 +31,8 @@ NEURON_COLUMNS = [
 
 def found_groups(
     find: Callable, model: torch.nn.Module, example: object, seconds: float
-) -> dict[tuple[str, ...], float | None]:
-    """Return the groups that the probe `find` finds, each weight in the first group that has it,
+) -> tuple[object, dict[tuple[str, ...], float | None]]:
+    """Return what the probe `find` finds, and its groups, each weight in the first that has it,
     with the norm below which the model's epsilons break the invariance (None: not measured).
 
     Raises
@@ -52,7 +52,7 @@ def found_groups(
         if not taken & set(group.names):
             groups[tuple(group.names)] = group.fails_below
             taken |= set(group.names)
-    return groups
+    return found, groups
 
 
 # ---------------------------------------------------------------- the sharpness of a batch

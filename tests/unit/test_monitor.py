@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from plain_networks import PlainMLP
+from plain_networks import PlainMLP, PlainResNet
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -370,6 +370,7 @@ def test_groups_by_parameters_and_by_a_probe(batches, monkeypatch):
     torch.manual_seed(0)
     probed = Monitor(model, optimizer, example=batches[0][0])
     assert probed.groups == [("hidden0.weight",)]
+    assert probed.symmetries.groups == twice
     fit(model, optimizer, batches, probed, steps=1)
     np.testing.assert_array_equal(probed.results.fails_below, [0.25, np.nan])
     torch.manual_seed(0)
@@ -651,6 +652,16 @@ def test_history_is_bounded_and_its_means_are_right():
     np.testing.assert_allclose(values[:, 1], [np.sqrt((block[:, 1] ** 2).mean()) for block in blocks], rtol=1e-5)
     np.testing.assert_allclose(values[:, 2], [block[:, 2].max() for block in blocks], rtol=1e-6)
     assert (covers[steps >= history.whole_from] == 1).all()
+
+
+def test_what_it_keeps_is_small():
+    model = PlainResNet((3, 32, 32), 64, affine=True)
+    groups = [[name] for name, p in model.named_parameters() if p.dim() == 4]
+    monitor = Monitor(model, torch.optim.SGD(model.parameters(), 0.1, weight_decay=1e-2), groups=groups)
+    kept = monitor._gauges
+    assert kept.ring.nbytes + kept.losses.nbytes < 2**18  # on the device
+    assert kept._old is None  # no copy of the weights under plain SGD
+    assert monitor.history.capacity * monitor.history.levels[0].shape[1] * 4 < 2**22  # on the host, a level
 
 
 def test_history_skips_what_is_missing():
