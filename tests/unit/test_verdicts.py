@@ -14,6 +14,7 @@ from periodic_lib.project import root
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 import causes
+import waits
 
 STEPS, AT = 1200, 800
 T = np.arange(STEPS)
@@ -298,3 +299,27 @@ def test_the_judged_counts_are_those_of_the_table():
     share, named, _ = causes.share_right(counts)
     assert named >= 100
     assert share >= 0.95
+
+
+# ---------------------------------------------------------------- when the next break comes
+
+
+def test_forecasts_at_moments_of_a_small_training():
+    rows = pd.DataFrame(waits.forecasts(waits.Case("perceptron", "sgd", 0.5, 3e-2, steps=450), seed=0))
+    assert len(rows) >= 3 * len(waits.MOMENTS)
+    passed = (rows.now - rows.begin) / (rows["break"] - rows.begin)
+    np.testing.assert_allclose(passed, rows.moment, atol=0.04)
+    assert (rows.not_before >= rows.now - 1).all()
+    assert rows.clock_point[rows.passage < 5].isna().all()  # six breaks make five passages
+
+
+def test_the_table_of_waits_is_of_the_cases_and_large_enough():
+    rows = pd.read_csv(root() / waits.PATH)
+    assert set(rows.seed) == set(waits.JUDGED)
+    known = {(case.network, case.optimizer, case.lr, case.weight_decay) for case in waits.CASES}
+    names = ["network", "optimizer", "lr", "weight_decay"]
+    assert set(map(tuple, rows[names].values)) == known
+    assert len(rows.drop_duplicates([*names, "seed", "passage"])) >= 100
+    assert (rows.groupby([*names, "seed", "passage"]).moment.apply(tuple) == waits.MOMENTS).all()
+    assert (rows.now < rows["break"]).all()
+    assert rows.given.dropna().isin(["level", "thresholds"]).all()
