@@ -404,6 +404,8 @@ def _next_line(results: xr.Dataset) -> str:
     if np.isinf(earliest):
         return "Next: no jump of this kind, since no weight decay shrinks these weights."
     line = f"Next jump: not before step {earliest:,.0f}."
+    if earliest < results.attrs["steps_done"]:
+        line = "Next jump: from now on possible, with a gradient as large as the largest so far."
     if due is None:
         return line + " No interval: the run's own past does not beat 'as long as before', so far."
     return (
