@@ -53,6 +53,29 @@ class _Carrier:
         return {} if self.monitor is None else self.monitor.state_dict()
 
 
+def guarded(method: Callable) -> Callable:
+    """Let a method that the training calls never raise: it warns once and disables the monitor."""
+
+    @functools.wraps(method)
+    def call(self, *arguments, **options):
+        if self.failure is not None:
+            return None
+        try:
+            return method(self, *arguments, **options)
+        except Exception as error:
+            self.failure = f"{type(error).__name__}: {error}"
+            self.detach()
+            warnings.warn(
+                f"the monitor failed at step {self.steps} and is off from here; the training goes "
+                f"on as it would without it. {self.failure}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+            return None
+
+    return call
+
+
 def carefully(method: Callable) -> Callable:
     """Let a callback's method never raise: it warns once, and the callback does nothing more."""
 

@@ -112,6 +112,64 @@ def errors(forecasts: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     return medians.assign(not_before=covered["mean"], passages=covered["size"])
 
 
+# ---------------------------------------------------------------- what a monitor said
+
+
+def scored(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of a monitor's back-test with how right each was.
+
+    Parameters
+    ----------
+    rows : one per moment: `begin` and `break` of the passage, `now`, the bound `not_before`; for
+        each of `METHODS` but the last `..._point`, `..._low`, `..._high`, all in steps (nan: not
+        said); `given`, the method of the interval that was given, or nothing.
+
+    Returns
+    -------
+    `rows` with `held`, whether the break did not come before the bound (to 1 % of the passage), and
+    `excluded`, the share of the wait that it excluded; per method, and for what was given as
+    `own`, `..._error`, |point - break| over the length of the passage, `..._covered` and
+    `..._width`, of the interval; nan where nothing was said.
+
+    >>> row = {"begin": 0, "break": 100, "now": 50, "not_before": 60, "given": "level"}
+    >>> row |= {f"{m}_{end}": v for m in METHODS for end, v in
+    ...         (("point", 90), ("low", 80), ("high", 95))}
+    >>> made = scored(pd.DataFrame([row | {"level_high": 120}]))
+    >>> made[["held", "excluded", "own_error", "own_covered", "own_width"]].values.tolist()
+    [[1.0, 0.2, 0.1, 1.0, 0.4]]
+    """
+    ends, length = rows["break"], rows["break"] - rows.begin
+    wait, bound = ends - rows.now, rows.not_before
+    found = rows.assign(
+        held=(bound <= ends + 0.01 * length).where(bound.notna()).astype(float),
+        excluded=((bound - rows.now) / wait).clip(0, 1),
+    )
+    for name in METHODS[:3]:
+        point, low, high = (rows[f"{name}_{part}"] for part in ("point", "low", "high"))
+        found[f"{name}_error"] = (point - ends).abs() / length
+        covered = (low <= ends) & (ends <= high)
+        found[f"{name}_covered"] = covered.where(low.notna()).astype(float)
+        found[f"{name}_width"] = (high - low) / length
+    for part in ("error", "covered", "width"):
+        chosen = [found[f"{name}_{part}"].where(rows.given == name) for name in METHODS[:3]]
+        found[f"own_{part}"] = pd.concat(chosen, axis=1).min(axis=1)  # one of them is not nan
+    return found
+
+
+def scores(rows: pd.DataFrame, by: str) -> pd.DataFrame:
+    """Return of scored rows, per value of `by`: medians of the errors, and of what was `given`, how
+    many, its median error and width and the share covered, beside the clock's at the same moments.
+    """
+    rows = rows.dropna(subset="clock_error")
+    errors = rows.groupby(by)[[f"{name}_error" for name in METHODS[:3]]].median()
+    given = rows.dropna(subset="own_error").groupby(by)
+    table = errors.assign(given=given.size()).fillna({"given": 0})
+    for name in ("own", "clock"):
+        for part, how in (("error", "median"), ("covered", "mean"), ("width", "median")):
+            table[f"given_{name}_{part}"] = given[f"{name}_{part}"].agg(how)
+    return table
+
+
 # ---------------------------------------------------------------- published curves
 
 

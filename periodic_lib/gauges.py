@@ -108,6 +108,25 @@ def split(groups: Sequence[Sequence[torch.nn.Parameter]], optimizer) -> list[Cel
     return cells
 
 
+def decayed(
+    groups: Sequence[Sequence[torch.nn.Parameter]], optimizer: torch.optim.Optimizer
+) -> list[int]:
+    """Return the places of the groups that weight decay shrinks; of all, if it shrinks none.
+
+    >>> one, other = (torch.nn.Parameter(torch.ones(2)) for _ in "ab")
+    >>> parts = [{"params": [one], "weight_decay": 0.1}, {"params": [other]}]
+    >>> decayed([[other], [one]], torch.optim.SGD(parts, lr=0.1))
+    [1]
+    """
+    rates = {
+        id(weights): part.get("weight_decay", 0)
+        for part in optimizer.param_groups
+        for weights in part["params"]
+    }
+    shrunk = [i for i, group in enumerate(groups) if any(rates.get(id(p), 0) for p in group)]
+    return shrunk or list(range(len(groups)))
+
+
 def is_plain(optimizer: torch.optim.Optimizer) -> bool:
     """Whether a step is -lr (g + weight decay w), so that the angle follows from the sums."""
     return type(optimizer).__name__ == "SGD" and not any(
@@ -161,8 +180,9 @@ class Gauges:
             sums[:3] = columns
             scale = getattr(self.optimizer, "grad_scale", None)  # a fused step unscales by itself
             if scale is not None:
-                sums[1] /= scale.to(self._dtype) ** 2
-                sums[2] /= scale.to(self._dtype)
+                skipped = self.optimizer.found_inf.to(self._dtype) > 0  # and skips one, too
+                sums[1] /= torch.where(skipped, torch.nan, scale.to(self._dtype)) ** 2
+                sums[2] /= torch.where(skipped, torch.nan, scale.to(self._dtype))
             sums[3:] = float("nan")
             self._second_moments(sums)
             if keep_copy and self._copied:
@@ -262,13 +282,13 @@ def measures(sums: NDArray, rates: NDArray, owner: NDArray, plain: bool) -> NDAr
     """
     by = {name: sums[:, i] for i, name in enumerate(SUMS)}
     lr, decay = rates[:, 0], rates[:, 1]
-    if plain:
-        w2, g2, p = by["weight_square"], by["grad_square"], by["product"]
-        square = lr**2 * (decay**2 * w2 + 2 * decay * p + g2)
-        along = -lr * (decay * w2 + p)
-    else:
-        square, along = by["change_square"], by["change_along"]
     with np.errstate(divide="ignore", invalid="ignore"):
+        if plain:
+            w2, g2, p = by["weight_square"], by["grad_square"], by["product"]
+            square = lr**2 * (decay**2 * w2 + 2 * decay * p + g2)
+            along = -lr * (decay * w2 + p)
+        else:
+            square, along = by["change_square"], by["change_along"]
         return _of_groups(by, square, along, lr, decay, owner, plain)
 
 
@@ -295,3 +315,15 @@ def _of_groups(by, square, along, lr, decay, owner, plain) -> NDArray:
         "weight_decay": np.where(mean_lr > 0, mean_decay, 0.0),
     }
     return np.stack([columns[name] for name in MEASURES], axis=1)
+
+
+def by_group(table: NDArray, names: Mapping[str, bool]) -> dict[str, dict[str, object]]:
+    """Return the columns of every group for `verdicts.judge`: `table` (rows, MEASURES, groups), and
+    `names` of the groups, with whether their weights are scale-invariant.
+    """
+    found = {}
+    for place, (name, invariant) in enumerate(names.items()):
+        one = {measure: table[:, i, place] for i, measure in enumerate(MEASURES)}
+        one["eff_grad_norm"] = one["weight_norm"] * one["grad_norm"]
+        found[name] = one | {"invariant": invariant}
+    return found

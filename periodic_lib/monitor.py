@@ -18,7 +18,6 @@ inside fail, it says so once and leaves the training alone.
 
 from __future__ import annotations
 
-import functools
 import json
 import time
 import warnings
@@ -30,7 +29,8 @@ import pandas as pd
 import torch
 import xarray as xr
 
-from periodic_lib import gauges, outlook, verdicts
+from periodic_lib import gauges, outlook, readings, verdicts
+from periodic_lib.adapters import guarded
 from periodic_lib.checks import integer, number, one_of
 from periodic_lib.gauges import MEASURES, ROWS, SQUARED, Gauges
 from periodic_lib.histories import History, as_dataset
@@ -40,29 +40,6 @@ from periodic_lib.results import origin
 
 ALL, REST = "all", "rest"  # the scale-invariant groups under decay together; the other weights
 PROBE_SECONDS = 60.0
-
-
-def guarded(method: Callable) -> Callable:
-    """Let a method that the training calls never raise: it warns once and disables the monitor."""
-
-    @functools.wraps(method)
-    def call(self: Monitor, *arguments, **options):
-        if self.failure is not None:
-            return None
-        try:
-            return method(self, *arguments, **options)
-        except Exception as error:
-            self.failure = f"{type(error).__name__}: {error}"
-            self.detach()
-            warnings.warn(
-                f"the monitor failed at step {self.steps} and is off from here; the training goes "
-                f"on as it would without it. {self.failure}",
-                RuntimeWarning,
-                stacklevel=3,
-            )
-            return None
-
-    return call
 
 
 class Monitor:
@@ -77,6 +54,9 @@ class Monitor:
         empty list if there are none. One of `example` and `groups` is needed.
     angle_every : steps between two measurements of the angular update for optimizers with a state,
         which take a copy of the scale-invariant weights. Plain SGD's is known at every step.
+    edge_every : steps between two measurements of the sharpness of the step's own batch
+        (`readings.batch_sharpness`; of a ResNet-18 3.4 steps' time each); None: none. It needs
+        `monitor.batch_loss = lambda: criterion(model(images), labels)` before the step.
     total_steps : steps that the training will take, for what its schedule has time for.
     log_every : steps between rows of the logs; they are written when the ring is read.
     csv, tensorboard : file, and folder or `SummaryWriter`, of the logs; None: no log.
@@ -85,8 +65,8 @@ class Monitor:
 
     Attributes
     ----------
-    groups : list of tuples of names. spikes : table of the spikes judged so far
-        (`verdicts.judge`). failure : what went wrong inside, or None.
+    groups : list of tuples of names. failure : what went wrong inside, or None.
+    symmetries : all that the probe found, to print; None where the groups were given.
 
     Raises
     ------
@@ -102,6 +82,7 @@ class Monitor:
         groups: Sequence[Sequence[str | torch.nn.Parameter]] | None = None,
         *,
         angle_every: int = 10,
+        edge_every: int | None = None,
         total_steps: int | None = None,
         log_every: int = ROWS,
         csv: Path | str | None = None,
@@ -110,15 +91,25 @@ class Monitor:
         seconds: float = PROBE_SECONDS,
     ):
         self.angle_every = integer("angle_every", angle_every, "a whole number of at least 1", 1)
+        self.edge_every = edge_every
+        if edge_every is not None:
+            integer("edge_every", edge_every, "None or a whole number of at least 1", 1)
         self.log_every = integer("log_every", log_every, "a whole number of at least 1", 1)
         self.scalars = one_of("scalars", scalars, ("one", "three", "all"))
         seconds = number("seconds", seconds, "a number of seconds above 0", 0, np.inf, True)
         self.total_steps, self.optimizer = total_steps, optimizer
         names = {id(p): name for name, p in model.named_parameters()}
         gauges.refuse_shards(list(model.parameters()))
+        self.symmetries, limits = None, {}  # the norms below which epsilons break a group
         if groups is None:
-            groups = found_groups(model, example, seconds)
+            found = readings.found_groups(Monitor.find_groups, model, example, seconds)
+            self.symmetries, limits = found
+            groups = list(limits)
         self.groups = [tuple(group) for group in gauges.named(groups, names)]
+        self._fails_below = [limits.get(group) for group in self.groups]
+        self._model, self._batch_loss = model, None
+        self._sharpness: list[tuple[int, torch.Tensor | float]] = []
+        self._neurons: dict[str, torch.Tensor] = {}
         self._loss_sum: list[torch.Tensor] = []
         self.failure: str | None = None
         self.steps = 0  # of the optimizer, seen so far
@@ -142,7 +133,9 @@ class Monitor:
         member = np.array([cell.group for cell in cells])
         self._gauges = Gauges(cells, self.optimizer, int((member < len(self.groups)).sum()))
         every = np.equal.outer(np.arange(len(self._names)), member)
-        followed = self._decayed(watched) if self.groups else list(range(len(watched)))
+        followed = gauges.decayed(watched[: len(self.groups)] or watched, self.optimizer)
+        self._edge_weights = [p for i in followed for p in watched[i]] if self.groups else []
+        self._parameters = {name: parameters[name] for name in taken}
         self._followed = sum(p.numel() for i in followed for p in watched[i])
         union = np.isin(member, followed)
         self._owner = np.vstack([union, every]).astype(float)
@@ -154,19 +147,6 @@ class Monitor:
         ]
         self.history = History(columns, squared=squared, largest=[1])
         self._judged: list[dict] = []
-
-    def _decayed(self, watched: list[list[torch.nn.Parameter]]) -> list[int]:
-        """Return the places of the scale-invariant groups that weight decay shrinks; of all, if
-        none.
-        """
-        decays = {
-            id(weights): group.get("weight_decay", 0)
-            for group in self.optimizer.param_groups
-            for weights in group["params"]
-        }
-        places = range(len(self.groups))
-        shrunk = [i for i in places if any(decays.get(id(p), 0) for p in watched[i])]
-        return shrunk or list(places)
 
     @staticmethod
     def find_groups(model: torch.nn.Module, example: object, seconds: float = PROBE_SECONDS):
@@ -194,11 +174,18 @@ class Monitor:
     @property
     def loss(self) -> None:
         """Loss of the step that comes: set it to a tensor, or to a number; it is not read here."""
-        return None
 
     @loss.setter
     def loss(self, value: torch.Tensor | float) -> None:
         self._take_loss(value)
+
+    @property
+    def batch_loss(self) -> None:
+        """Function that computes the loss of the step that comes anew, for `edge_every`."""
+
+    @batch_loss.setter
+    def batch_loss(self, function: Callable[[], torch.Tensor]) -> None:
+        self._batch_loss = function
 
     @guarded
     def _take_loss(self, value: torch.Tensor | float) -> None:
@@ -234,6 +221,23 @@ class Monitor:
             self._gauges.losses[row] = torch.stack(self._loss_sum).mean()
             self._loss_sum = []
         self._gauges.before(row, keep_copy=self.steps % self.angle_every == 0)
+        if not row:
+            self._neurons = readings.neuron_sums(self._parameters)
+        if self.edge_every and self.steps % self.edge_every == 0:
+            self._measure_sharpness()
+
+    def _measure_sharpness(self) -> None:
+        """Measure the sharpness of the batch, if it can be had; an error ends these only."""
+        ask, self._batch_loss = self._batch_loss, None
+        if ask is None or not self._edge_weights:
+            return
+        try:
+            found = readings.batch_sharpness(ask, self._model, self._edge_weights)
+            self._sharpness.append((self.steps, found))
+        except Exception as error:
+            self.edge_every = None
+            words = f"no sharpness of the batch from step {self.steps} on: {error}"
+            warnings.warn(words, RuntimeWarning, stacklevel=2)
 
     @guarded
     def _after(self, optimizer, arguments, options) -> None:
@@ -249,6 +253,7 @@ class Monitor:
         if not rows or self.failure is not None:
             return
         losses, sums, rates = self._gauges.read(ROWS)
+        self._sharpness = [(step, float(value)) for step, value in self._sharpness]
         start = seen % ROWS
         found = gauges.measures(sums, rates, self._owner, gauges.is_plain(self.optimizer))
         table = np.column_stack([losses, losses, found.reshape(ROWS, -1)])
@@ -280,12 +285,20 @@ class Monitor:
         where decay shrinks none, of all weights where none is scale-invariant); the same as
         `group_...` (run, step, group) of every group and of the rest. `train_loss`, and the
         `learning_rate` of the step. `covers` (step): how many steps a row is the mean of.
+        `batch_sharpness` (run, edge_step), where it was measured. `fails_below` (group): the norm
+        below which epsilons break the invariance, where the probe found it.
         Coordinates `lr`, `weight_decay` and `momentum` (run) are the last ones.
         """
         self._flush()
         data, rates = as_dataset(self.history, MEASURES, self._labels())
-        facts = rates | self._optimizer_facts() | {"init_seed": 0}
+        facts = rates | readings.optimizer_facts(self.optimizer) | {"init_seed": 0}
         places = {name: ("run", [value]) for name, value in facts.items()}
+        limits = [*self._fails_below, None][: data.sizes["group"]]
+        places["fails_below"] = ("group", np.array(limits, float))
+        if self._sharpness:
+            places["edge_step"] = [step for step, _ in self._sharpness]
+            values = [[value for _, value in self._sharpness]]
+            data = data.assign(batch_sharpness=(("run", "edge_step"), values))
         return data.assign_coords(places).assign_attrs(self._attributes())
 
     def _labels(self) -> list[str]:
@@ -294,23 +307,14 @@ class Monitor:
         found = [names[0] + extra for names, extra in zip(self._names, more, strict=True)]
         return [*found[: len(self.groups)], *[REST] * (len(self._names) - len(self.groups))]
 
-    def _optimizer_facts(self) -> dict[str, float]:
-        first = self.optimizer.param_groups[0]
-        beta1 = first["betas"][0] if "betas" in first else np.nan
-        return {"momentum": float(first.get("momentum", 0.0)), "beta1": float(beta1)}
-
     def _attributes(self) -> dict[str, object]:
-        name = type(self.optimizer).__name__.lower()
-        first = self.optimizer.param_groups[0]
-        kind = "adamw" if "betas" in first and first.get("decoupled_weight_decay") else name
+        made_with, kind = readings.circumstances(self.optimizer)
         setup = {"optimizer": kind, "network": "your own", "steps": self.total_steps or self.steps}
         return {
             "setup": json.dumps(setup),
             **origin(),
+            **made_with,
             "seconds": self._seconds,
-            "device": str(first["params"][0].device),
-            "instructions": torch.backends.cpu.get_cpu_capability(),
-            "torch_version": str(torch.__version__),
             "groups": len(self.groups),
             "weights": self._weights,
             "invariant": self._invariant,
@@ -337,19 +341,10 @@ class Monitor:
         if not len(rows) or np.isnan(rows[:, 0]).all():
             return pd.DataFrame(columns=verdicts.VERDICT_COLUMNS)
         table = rows[:, 2:].reshape(len(rows), len(MEASURES), len(self._owner))
-        found = verdicts.judge(rows[:, 0], self._judged_groups(table))
+        names = {name: bool(self.groups) and name != REST for name in [ALL, *self._labels()]}
+        found = verdicts.judge(rows[:, 0], gauges.by_group(table, names))
         places = ["start", "peak", "end"]
         found[places] = found[places].astype(int) + first
-        return found
-
-    def _judged_groups(self, table: np.ndarray) -> dict[str, dict[str, object]]:
-        """Return the arrays of all scale-invariant weights, or of all, and of each group."""
-        names = [ALL, *self._labels()]
-        found = {}
-        for place, name in enumerate(names):
-            one = {measure: table[:, i, place] for i, measure in enumerate(MEASURES)}
-            one["eff_grad_norm"] = one["weight_norm"] * one["grad_norm"]
-            found[name] = one | {"invariant": bool(self.groups) and name != REST}
         return found
 
     @property
@@ -387,6 +382,15 @@ class Monitor:
             words = f"The monitor is off since step {self.steps}: {self.failure}.\n{words}"
         return words
 
+    def neurons(self, worst: int = 3) -> pd.DataFrame:
+        """Return the `worst` neurons of every group, those of the smallest norm beside the others
+        of their tensor, as they were at most 100 steps ago (`readings.neurons`).
+        """
+        integer("worst", worst, "a whole number of at least 1", 1)
+        return readings.neurons(
+            self._neurons, dict(zip(self._labels(), self.groups, strict=False)), worst
+        )
+
     def states(self) -> dict[str, str]:
         """Return the present state of every group of scale-invariant weights."""
         data = self.results
@@ -412,7 +416,8 @@ class Monitor:
     def state_dict(self) -> dict[str, object]:
         """Return what `load_state_dict` takes back, of plain numbers and tensors."""
         self._flush()
-        kept = {"steps": self.steps, "groups": self.groups}
+        kept = {"steps": self.steps, "groups": self.groups, "fails_below": self._fails_below}
+        kept["sharpness"] = list(self._sharpness)
         history = self.history.state()
         history["levels"] = [torch.from_numpy(rows) for rows in history["levels"]]
         judged = [{name: _plain(value) for name, value in row.items()} for row in self._judged]
@@ -426,36 +431,18 @@ class Monitor:
         ConfigError : if it is of other groups.
         """
         if [tuple(group) for group in state["groups"]] != self.groups:
+            theirs, mine = len(state["groups"]), len(self.groups)
             raise ConfigError(
-                f"`state` must be of the same groups; got one of {len(state['groups'])} groups, "
-                f"this monitor has {len(self.groups)}. Make it with the groups of the state."
+                f"`state` must be of the same groups; got one of {theirs} groups, this monitor has "
+                f"{mine}. Make it with the groups of the state."
             )
         self.steps = state["steps"]
         if self._logs is not None:
             self._logs.last = self.steps
         self._judged = list(state["judged"])
+        self._fails_below = list(state["fails_below"])
+        self._sharpness = list(state["sharpness"])
         self.history.load(state["history"])
-
-
-# ---------------------------------------------------------------- which weights
-
-
-def found_groups(model: torch.nn.Module, example: object, seconds: float) -> list[tuple[str, ...]]:
-    """Return the groups that the probe finds, each weight in the first group that has it."""
-    if example is None:
-        raise ConfigError(
-            "one of `example` and `groups` must be given; got neither. Pass a batch of inputs as "
-            "`example`, for a probe, or the groups of scale-invariant weights as `groups`."
-        )
-    with torch.random.fork_rng():  # the training's random numbers are not ours
-        found = Monitor.find_groups(model, example, seconds)
-    taken: set[str] = set()
-    groups = []
-    for group in found.groups:
-        if not taken & set(group.names):
-            groups.append(tuple(group.names))
-            taken |= set(group.names)
-    return groups
 
 
 def _plain(value: object) -> object:

@@ -14,7 +14,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from periodic_lib import theory
-from periodic_lib.forecasts import FRACTIONS, back_test
+from periodic_lib.forecasts import FRACTIONS, METHODS, back_test
 from periodic_lib.levels import passages
 from periodic_lib.periods import MIN_RISE, label_phases
 from periodic_lib.regimes import BUDGET_BORDER, WINDOW
@@ -33,7 +33,11 @@ STILL = 1e-5  # of ln rho over the last rows: the norm does not move
 RECENT = 100  # rows
 JUMP_ROWS = 50  # a rise that began within the last of these is a jump that goes on
 DELTA = 0.03  # of a jump: a turn by 14 degrees
+NEAR = 2.0  # times the norm below which an epsilon shows: a group whose norm is lower is named
+TURNED = 1e-2  # cosine of weights and gradient, zero for scale-invariant ones: from here on as well
+FAILED = 0.02  # about: epsilon over variance at that norm, where outputs change by 1 %
 SHARES = FRACTIONS[1:]  # of a passage, when its forecasts were made
+DUE_COLUMNS = ["point", "low", "high", "off", "covered", "tried"]
 
 
 def optimizer_of(results: xr.Dataset) -> str:
@@ -133,6 +137,41 @@ def over_equilibrium(results: xr.Dataset) -> float:
     return float(balance**2 / one["weight_norm"][-1] ** 2)
 
 
+def not_invariant(results: xr.Dataset) -> pd.DataFrame:
+    """Return the groups whose scale the outputs feel, or soon do: an epsilon is no longer small.
+
+    Index: the group. Columns `norm`, the present one; `fails_below`, the norm below which the
+    probe saw the outputs change by 1 % (nan: not known); `cosine`, the median of |cos(w, g)| over
+    the last 100 rows. A group is in it if its norm is below `NEAR` times that, or the cosine above
+    `TURNED`.
+    """
+    columns = ["norm", "fails_below", "cosine"]
+    count = results.attrs["groups"]
+    if not count or "fails_below" not in results.coords or not results.sizes["step"]:
+        return pd.DataFrame(columns=columns, dtype=float)
+    one = results.isel(run=0, group=slice(count))
+    cosine = np.abs(one.group_radial_cosine.values[-RECENT:])
+    values = one.group_weight_norm.values[-1], one.fails_below.values, np.median(cosine, axis=0)
+    table = pd.DataFrame(dict(zip(columns, values, strict=True)), one.group.values)
+    return table[(table.norm < NEAR * table.fails_below) | (table.cosine > TURNED)]
+
+
+def edge_ratio(results: xr.Dataset) -> tuple[float, float]:
+    """Return sharpness of the batch times the step on the sphere: now, and before breaks (median).
+
+    Of SGD, where the sharpness was measured (`edge_every`); else nan. A quadratic is unstable
+    above 2; batches of a network stand above that for most of a period, so that only its own past
+    is a measure.
+    """
+    if "batch_sharpness" not in results or optimizer_of(results) != "sgd":
+        return np.nan, np.nan
+    at, steps = results.edge_step.values, results.step.values
+    ratios = results.batch_sharpness.values[0] * np.interp(at, steps, results.elr.values[0])
+    places = np.searchsorted(at, breaks_and_passages(results).start, side="right") - 1
+    before = ratios[places[places >= 0]]
+    return float(ratios[-1]), float(np.median(before)) if len(before) else np.nan
+
+
 # ---------------------------------------------------------------- what comes
 
 
@@ -166,37 +205,58 @@ def not_before(results: xr.Dataset) -> float:
     return now + max(0.0, level) / pace
 
 
-def interval(results: xr.Dataset) -> dict[str, float] | None:
-    """Return the steps between which the next break is due by the run's own past, or None.
+def until(results: xr.Dataset, step: float) -> xr.Dataset:
+    """Return the record as it was before `step`, for a back-test."""
+    before = results.isel(step=results.step.values + results.covers.values <= step)
+    return before.assign_attrs(steps_done=int(step))
 
-    Of the forecasts of `forecasts.back_test`, the best that rests on levels is taken if its median
-    error in this run is below that of "as long as before" (`clock`); else there is none. `low` and
-    `high`: the forecast times the 10th and 90th percentile of what past forecasts were off by;
-    `covered` of `tried`: passages that lay within such an interval made from the others; `clock`:
-    those that lay within it made so from the clock.
+
+def due(results: xr.Dataset) -> pd.DataFrame:
+    """Return when the next break is due, by each forecast of `forecasts.back_test` that is one.
+
+    Returns
+    -------
+    table with a row for "clock" (as long as before), "level" and "thresholds": `point`, the step;
+    `low` and `high`, the forecast times the 10th and 90th percentile of what past forecasts were
+    off by; `off`, their median error in this run, a share of the passage; `covered` of `tried`,
+    the passages that lay within such an interval made from the others. No rows before six breaks
+    and where the pace of the decay is not known.
     """
     found, pace = breaks_and_passages(results), decay_rates(results)[-1:]
     if len(found) < 6 or not pace.size or not pace[0] > 0:
-        return None
-    steps, elr = results.step.values, results.elr.values[0]
+        return pd.DataFrame(columns=DUE_COLUMNS, dtype=float)
+    steps, elr, now = results.step.values, results.elr.values[0], float(results.attrs["steps_done"])
     ends = pd.DataFrame({"begin": found.end, "finish": found.end + found.steps})
     ends = ends.assign(restart=found.restart, **{"break": found.next})
     made = back_test(steps, elr, ends.dropna(), float(pace[0]), SHARES)
-    off = {name: np.abs(made[name] / made.length - 1).median() for name in ("level", "thresholds")}
-    best = min(off, key=off.get)
-    if not off[best] < np.abs(made.clock / made.length - 1).median():
-        return None
-    open_one = ends.iloc[[-1]].assign(
-        finish=float(results.attrs["steps_done"]), **{"break": elr[-1]}
-    )
+    open_one = ends.iloc[[-1]].assign(finish=now, **{"break": elr[-1]})
     with_it = pd.concat([ends.dropna(), open_one], ignore_index=True)
     said = back_test(steps, elr, with_it, float(pace[0]), (1.0,)).iloc[-1]
-    low, high = np.quantile(made.length / made[best], (0.1, 0.9))
-    edges = open_one.begin.iloc[0] + said[best] * np.array([low, high])
-    covered, tried = _covered(made, best)
-    edges = np.maximum(edges, results.attrs["steps_done"])
-    clock = {"clock": _covered(made, "clock")[0]}
-    return {"low": edges[0], "high": edges[1], "covered": covered, "tried": tried} | clock
+    rows, begin = {}, open_one.begin.iloc[0]
+    for name in METHODS[:3]:
+        low, high = begin + said[name] * np.quantile(made.length / made[name], (0.1, 0.9))
+        off = np.abs(made[name] / made.length - 1).median()
+        edges = max(low, now), max(high, now)
+        rows[name] = (begin + said[name], *edges, off, *_covered(made, name))
+    return pd.DataFrame.from_dict(rows, "index", columns=DUE_COLUMNS)
+
+
+def interval(results: xr.Dataset) -> dict[str, float] | None:
+    """Return the steps between which the next break is due by the run's own past, or None.
+
+    The best of the forecasts in `due` that rest on levels, if its median error in this run is below
+    that of "as long as before"; else there is none. `low`, `high`, `covered` and `tried` are its
+    own; `clock`: the passages that an interval made so from the clock would have covered.
+    """
+    table = due(results)
+    if table.empty:
+        return None
+    best = table.off[["level", "thresholds"]].idxmin()
+    if not table.off[best] < table.off["clock"]:
+        return None
+    facts = {name: int(table[name][best]) for name in ("covered", "tried")}
+    ends = {name: float(table[name][best]) for name in ("low", "high")}
+    return ends | facts | {"clock": int(table.covered["clock"]), "by": best}
 
 
 def _covered(made: pd.DataFrame, name: str) -> tuple[int, int]:
@@ -249,10 +309,28 @@ def advice(results: xr.Dataset, factor: float = 0.5) -> pd.Series:
             "each step): no further jump of this kind",
             "exclude": "decay only the other weights, and hold the norm of these: the same, and "
             "the regularization of the others stays",
+            **_epsilon_advice(results),
             "clipping": "do not skip the steps of a break: the next batch breaks, too. A fixed "
             "limit on the gradient's norm, below a break's, held the norm up instead (chapter 18)",
         }
     )
+
+
+def _epsilon_advice(results: xr.Dataset) -> dict[str, str]:
+    """Return what a larger epsilon would do, where the probe found what the present one does."""
+    count = results.attrs["groups"]
+    if "fails_below" not in results.coords:
+        return {}
+    norms = results.group_weight_norm.values[0, -1, :count]
+    limits = results.fails_below.values[:count]
+    known = limits > 0
+    if not known.any():
+        return {}
+    times = float(np.median((norms[known] / limits[known]) ** 2)) / FAILED
+    return {
+        "epsilon": f"an epsilon of the normalization ends periods only once it counts beside the "
+        f"variances: at the present norms about {times:.0e} times as large; it lifts the loss"
+    }
 
 
 # ---------------------------------------------------------------- in words
@@ -260,9 +338,10 @@ def advice(results: xr.Dataset, factor: float = 0.5) -> pd.Series:
 
 def report(results: xr.Dataset, spikes: pd.DataFrame, schedule: NDArray | None = None) -> str:
     """Return up to eight lines: groups, state, spikes, what comes, what the schedule has time for,
-    what to change.
+    what to change; and one more where an epsilon begins to show.
     """
     lines = [_groups_line(results), _state_line(results), _spikes_line(spikes)]
+    lines += [_epsilon_line(results)]
     if results.attrs["groups"]:
         lines += [_next_line(results), _schedule_line(results, schedule)]
     remedies = advice(results)
@@ -287,7 +366,25 @@ def _state_line(results: xr.Dataset) -> str:
     if np.isfinite(ratio):
         line += f" Step on the sphere {ratio:.2g} x its equilibrium value;"
         line += f" norm shrinks at {share:.2f} of what decay takes."
+    edge, before = edge_ratio(results)
+    if np.isfinite(edge):
+        past = f"{before:.2g} before breaks" if np.isfinite(before) else "no break yet"
+        line += f" Sharpness of the batch x step {edge:.2g} ({past})."
     return line
+
+
+def _epsilon_line(results: xr.Dataset) -> str:
+    found = not_invariant(results)
+    if found.empty:
+        return ""
+    name, one = found.index[0], found.iloc[0]
+    line = f"{name}: "
+    if one.norm < NEAR * one.fails_below:
+        line += f"norm {one.norm:.2g}, and below {one.fails_below:.2g} an epsilon shows"
+    else:
+        line += f"its gradient has a cosine of {one.cosine:.2g} with it: not scale-invariant"
+    more = f" (and {len(found) - 1} more groups)" if len(found) > 1 else ""
+    return line + more + ". Where an epsilon shows, decay raises the step no further."
 
 
 def _spikes_line(spikes: pd.DataFrame) -> str:
@@ -307,6 +404,8 @@ def _next_line(results: xr.Dataset) -> str:
     if np.isinf(earliest):
         return "Next: no jump of this kind, since no weight decay shrinks these weights."
     line = f"Next jump: not before step {earliest:,.0f}."
+    if earliest < results.attrs["steps_done"]:
+        line = "Next jump: from now on possible, with a gradient as large as the largest so far."
     if due is None:
         return line + " No interval: the run's own past does not beat 'as long as before', so far."
     return (

@@ -202,7 +202,7 @@ def test_a_probe_may_copy_and_call_the_model(name, fit, plain, tmp_path, monkeyp
         twin.net(example["x"])
         if name == "huggingface":
             twin(**example, labels=torch.zeros(BATCH, dtype=torch.long))
-        return SimpleNamespace(groups=[SimpleNamespace(names=tuple(group)) for group in GROUPS])
+        return SimpleNamespace(groups=[SimpleNamespace(names=tuple(group), fails_below=None) for group in GROUPS])
 
     monkeypatch.setattr(Monitor, "find_groups", probe)
     callback = getattr(Monitor, name)(example="first batch")

@@ -87,7 +87,19 @@ ALLOWED = {  # module -> modules of the library that it may import beside those,
     "gauges": set(),
     "verdicts": {"periods"},
     "outlook": {"theory", "forecasts", "levels", "periods", "regimes"},
-    "monitor": {"adapters", "gauges", "histories", "logs", "outlook", "plots", "results", "symmetries", "verdicts"},
+    "monitor": {
+        "adapters",
+        "gauges",
+        "histories",
+        "logs",
+        "outlook",
+        "plots",
+        "readings",
+        "results",
+        "symmetries",
+        "verdicts",
+    },
+    "readings": set(),
     "adapters": set(),
     "budgets": {"periods"},
     "scorecard": {"claims"},
@@ -114,7 +126,7 @@ ALLOWED = {  # module -> modules of the library that it may import beside those,
 }
 TORCH = {"batches", "datasets", "devices", "networks", "normalization", "optimizers", "metrics", "stack"}
 TORCH |= {"recording", "training", "guards", "evaluation", "losses"}
-TORCH |= {"preactivations", "probes", "jacobians", "symmetries", "monitor", "gauges", "adapters"}
+TORCH |= {"preactivations", "probes", "jacobians", "symmetries", "monitor", "gauges", "adapters", "readings"}
 NO_TORCH = sorted(set(ALLOWED) - TORCH - {"__main__", "__init__"})
 
 

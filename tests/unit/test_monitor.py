@@ -1,13 +1,16 @@
 """The monitor: what it measures against the library's own training, and that it changes nothing."""
 
 import csv
+import shutil
+import sysconfig
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from plain_networks import PlainMLP
+from plain_networks import PlainMLP, PlainResNet
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -361,11 +364,15 @@ def test_groups_by_parameters_and_by_a_probe(batches, monkeypatch):
     optimizer = optimizer_of(model)
     by_value = Monitor(model, optimizer, groups=[[model.hidden0.weight]])
     assert by_value.groups == [("hidden0.weight",)]
-    twice = [SimpleNamespace(names=("hidden0.weight",)), SimpleNamespace(names=("hidden0.weight", "hidden1.weight"))]
+    both = ("hidden0.weight", "hidden1.weight")
+    twice = [SimpleNamespace(names=names, fails_below=0.25) for names in (both[:1], both)]
     monkeypatch.setattr(Monitor, "find_groups", lambda *_: torch.rand(1) and SimpleNamespace(groups=twice))
     torch.manual_seed(0)
     probed = Monitor(model, optimizer, example=batches[0][0])
     assert probed.groups == [("hidden0.weight",)]
+    assert probed.symmetries.groups == twice
+    fit(model, optimizer, batches, probed, steps=1)
+    np.testing.assert_array_equal(probed.results.fails_below, [0.25, np.nan])
     torch.manual_seed(0)
     first = torch.rand(1)
     torch.manual_seed(0)
@@ -462,6 +469,172 @@ def test_channels_last_dot_is_the_same():
         assert float(gauges._dot(*pair)) == pytest.approx(expected, rel=1e-5)
 
 
+# ---------------------------------------------------------------- what is asked seldom
+
+
+class Dropping(PlainMLP):
+    """With chance in it, and running statistics."""
+
+    def forward(self, x):
+        return super().forward(nn.functional.dropout(x, 0.2))
+
+
+def with_statistics():
+    torch.manual_seed(0)
+    model = Dropping((1, 8, 8), 8, affine=True)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            module.track_running_stats = True
+    return nn.Sequential(nn.BatchNorm2d(1), model)
+
+
+@pytest.mark.parametrize(("kind", "options"), OPTIMIZERS)
+def test_the_sharpness_of_a_batch_is_measured_beside_the_training(batches, kind, options):
+    ends = []
+    for watched in (False, True):
+        model = with_statistics()
+        torch.manual_seed(5)
+        optimizer = optimizer_of(model, kind, **options)
+        groups = [["1.hidden1.weight"]]
+        monitor = Monitor(model, optimizer, groups=groups, edge_every=3 if watched else None)
+        for x, y in batches[:10]:
+            monitor.batch_loss = lambda x=x, y=y, model=model: nn.functional.cross_entropy(model(x), y)
+            loss = nn.functional.cross_entropy(model(x), y)
+            loss.backward()
+            monitor.loss = loss
+            optimizer.step()
+            optimizer.zero_grad()
+        ends.append([value.clone() for value in model.state_dict().values()])
+    assert all(torch.equal(*pair) for pair in zip(*ends, strict=True))
+    found = monitor.results
+    assert found.edge_step.values.tolist() == [0, 3, 6, 9]
+    assert np.isfinite(found.batch_sharpness.values).all()
+    twin = Monitor(model, optimizer, groups=groups)
+    twin.load_state_dict(monitor.state_dict())
+    assert twin.results.batch_sharpness.equals(found.batch_sharpness)
+
+
+def test_the_sharpness_of_a_batch_is_the_librarys():
+    steps, run = 30, Run(lr=0.2, weight_decay=1e-2)
+    torch.manual_seed(3)
+    network = PlainMLP((1, 8, 8), 16).double()
+    initial = {name: value.detach().clone() for name, value in network.names().items()}
+    setup = Setup(width=16, depth=3, steps=steps, dtype="float64", batch_size=50)
+    order = np.random.default_rng(0).integers(0, 1437, (steps, 50))
+    record = Record(evaluate_every=None, batch_sharpness=True)
+    ours = train(setup, [run], record, progress=False, initial=initial, batches=order).isel(run=0)
+    data = Stack(setup, [run]).data
+    network.last.requires_grad_(False)
+    with torch.no_grad():
+        for name, value in network.names().items():
+            value.copy_(initial[name])
+    mine = [p for name, p in network.named_parameters() if "hidden" in name]
+    optimizer = torch.optim.SGD(mine, lr=run.lr, weight_decay=run.weight_decay)
+    monitor = Monitor(network, optimizer, groups=HIDDEN, edge_every=5)
+    for index in torch.as_tensor(order):
+
+        def loss(index=index):
+            return nn.functional.cross_entropy(network(data.x_train[index]), data.y_train[index])
+
+        optimizer.zero_grad()
+        monitor.batch_loss = loss
+        loss().backward()
+        optimizer.step()
+    found = monitor.results.batch_sharpness[0]
+    np.testing.assert_allclose(found, ours.batch_sharpness.sel(step=found.edge_step), rtol=1e-6)
+
+
+def test_a_batch_that_cannot_be_differentiated_twice_ends_the_sharpness_only(batches):
+    model = make()
+    optimizer = optimizer_of(model)
+    monitor = Monitor(model, optimizer, groups=HIDDEN, edge_every=1)
+    monitor.batch_loss = lambda: 1 / 0
+    with pytest.warns(RuntimeWarning, match="no sharpness of the batch from step 0 on: division by zero"):
+        fit(model, optimizer, batches, monitor, steps=3)
+    assert monitor.failure is None
+    assert monitor.steps == 3
+    with pytest.raises(ConfigError, match="`edge_every` must be None or a whole number of at least 1; got 0"):
+        Monitor(model, optimizer, groups=HIDDEN, edge_every=0)
+
+
+def test_the_smallest_neurons(batches):
+    model = make()
+    with torch.no_grad():
+        model.hidden1.weight[2] *= 0.1
+    optimizer = optimizer_of(model)
+    monitor = Monitor(model, optimizer, groups=[*HIDDEN[:2], ["last.weight"]])
+    weights = model.hidden1.weight.detach().clone().double()
+    fit(model, optimizer, batches, monitor, steps=5)
+    table = monitor.neurons(worst=2)
+    assert table.group.tolist() == [name for name in ("hidden0.weight", "hidden1.weight", "last.weight") for _ in "12"]
+    worst = table[table.group == "hidden1.weight"].iloc[0]
+    norms = weights.norm(dim=1)
+    assert worst.neuron == 2
+    assert worst.norm_share == pytest.approx(float(norms[2]) / np.median(norms), rel=1e-5)
+    assert worst.elr_ratio == pytest.approx(worst.norm_share**-2)
+    invariant = table.groupby("group").invariant.all()
+    assert invariant["hidden1.weight"]
+    assert not invariant["last.weight"]  # no normalization follows
+
+
+# ---------------------------------------------------------------- compiled and scaled trainings
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch's own, in its compiler
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_a_compiled_model_is_watched_all_the_same(batches, backend):
+    compiler = any(map(shutil.which, ("g++", "clang++"))) and Path(sysconfig.get_path("include"), "Python.h").exists()
+    if backend == "inductor" and not compiler:
+        pytest.skip("this backend needs a C++ compiler and Python's headers")
+    found = []
+    for watched in (False, True):
+        torch._dynamo.reset()
+        model = make()
+        optimizer = optimizer_of(model, momentum=0.9)
+        compiled = torch.compile(model, backend=backend)
+        names = [[f"_orig_mod.{name}"] for (name,) in HIDDEN]
+        monitor = Monitor(compiled, optimizer, groups=names) if watched else None
+        ends = fit(compiled, optimizer, batches, monitor, steps=5)
+        found.append(ends)
+    assert torch.equal(*found)
+    assert monitor.failure is None
+    assert monitor.results.sizes["step"] == 5
+
+
+def scaled_fit(batches, scaled, fused):
+    """Eight steps, of which the sixth is skipped for a gradient that is not finite."""
+    model = make()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, weight_decay=1e-2, fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3, enabled=scaled)
+    monitor = Monitor(model, optimizer, groups=HIDDEN)
+    for i, (x, y) in enumerate(batches[:8]):
+        if i == 5 and not scaled:
+            continue
+        loss = nn.functional.cross_entropy(model(x), y)
+        scaler.scale(loss).backward()
+        if i == 5:
+            model.hidden0.weight.grad[0, 0] = float("inf")
+        monitor.loss = loss
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+    assert monitor.failure is None
+    return monitor.results.isel(run=0)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_scaled_gradients_are_seen_unscaled(batches, fused):
+    plain, scaled = (scaled_fit(batches, one, fused) for one in (False, True))
+    if fused:  # such a step decides on the device whether to skip: a row without a gradient
+        assert np.isnan(scaled.grad_norm).values.tolist() == [i == 5 for i in range(8)]
+        scaled = scaled.isel(step=[0, 1, 2, 3, 4, 6, 7])
+    for name in ("weight_norm", "grad_norm", "angular_update"):
+        np.testing.assert_allclose(scaled[name], plain[name], rtol=1e-6, err_msg=name)
+    np.testing.assert_allclose(scaled.radial_cosine, plain.radial_cosine, atol=1e-6)
+    losses = np.delete(scaled.train_loss, 5), np.delete(plain.train_loss, 5)
+    np.testing.assert_allclose(*losses, rtol=1e-6)  # without `fused` the skipped one is in that mean
+
+
 # ---------------------------------------------------------------- the record
 
 
@@ -479,6 +652,16 @@ def test_history_is_bounded_and_its_means_are_right():
     np.testing.assert_allclose(values[:, 1], [np.sqrt((block[:, 1] ** 2).mean()) for block in blocks], rtol=1e-5)
     np.testing.assert_allclose(values[:, 2], [block[:, 2].max() for block in blocks], rtol=1e-6)
     assert (covers[steps >= history.whole_from] == 1).all()
+
+
+def test_what_it_keeps_is_small():
+    model = PlainResNet((3, 32, 32), 64, affine=True)
+    groups = [[name] for name, p in model.named_parameters() if p.dim() == 4]
+    monitor = Monitor(model, torch.optim.SGD(model.parameters(), 0.1, weight_decay=1e-2), groups=groups)
+    kept = monitor._gauges
+    assert kept.ring.nbytes + kept.losses.nbytes < 2**18  # on the device
+    assert kept._old is None  # no copy of the weights under plain SGD
+    assert monitor.history.capacity * monitor.history.levels[0].shape[1] * 4 < 2**22  # on the host, a level
 
 
 def test_history_skips_what_is_missing():

@@ -14,6 +14,7 @@ from periodic_lib.project import root
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 import causes
+import waits
 
 STEPS, AT = 1200, 800
 T = np.arange(STEPS)
@@ -204,6 +205,72 @@ def test_periods_left_and_advice():
     assert outlook.advice(record(np.full(1000, 3.0), 1.0)).empty
 
 
+def with_groups(data, norms, limits, cosines):
+    """Several groups at their present norms, the last one of no group."""
+    shape, names = (1, data.sizes["step"], len(norms)), [*"abcdefg"[: len(norms) - 1], "rest"]
+    found = {
+        "group_weight_norm": np.broadcast_to(norms, shape),
+        "group_radial_cosine": np.broadcast_to(cosines, shape),
+    }
+    data = data.assign({name: (("run", "step", "group"), values) for name, values in found.items()})
+    data = data.assign_coords(group=names, fails_below=("group", np.array(limits, float)))
+    return data.assign_attrs(groups=len(norms) - 1)
+
+
+def test_a_norm_near_its_epsilon_is_named():
+    names = [1.0, 0.3, 0.3, 0.3, 9.0], [0.2, 0.2, np.nan, 0.1, np.nan], [1e-4, -1e-4, 0.0, 0.05, 1.0]
+    found = outlook.not_invariant(with_groups(record(SAW, REBOUND), *names))
+    assert found.index.tolist() == ["b", "d"]
+    assert found.fails_below.tolist() == [0.2, 0.1]
+    near = with_groups(record(SAW, REBOUND), [0.3, 1.0], [0.2, np.nan], [0.0, 0.0])
+    text = outlook.report(near, pd.DataFrame(columns=["start", "cause"]))
+    assert "a: norm 0.3, and below 0.2 an epsilon shows." in text
+    turned = with_groups(record(SAW, REBOUND), [0.3, 1.0], [0.1, np.nan], [0.05, 0.0])
+    assert "a: its gradient has a cosine of 0.05 with it" in outlook.report(
+        turned, pd.DataFrame(columns=["start", "cause"])
+    )
+    calm = with_groups(record(SAW, REBOUND), [0.5, 1.0], [0.2, np.nan], [1e-3, 1.0])
+    assert outlook.not_invariant(calm).empty
+    # outputs change by 1 % where epsilon is 2 % of the variance; at 10 times that norm it must be 100 / 0.02 larger
+    assert (
+        "about 5e+03 times as large" in outlook.advice(with_groups(calm, [2.0, 1.0], [0.2, np.nan], [0, 0]))["epsilon"]
+    )
+
+
+def test_the_edge_is_compared_with_its_own_past():
+    data = record(SAW, REBOUND)
+    at = np.arange(0, 2750, 50)
+    assert np.isnan(outlook.edge_ratio(data)).all()
+    elr = np.interp(at, data.step, data.elr[0])
+    ratios = np.where(at % 400 == 350, 8.0, 3.0)
+    ratios[-1] = 5.0
+    measured = data.assign(batch_sharpness=(("run", "edge_step"), [ratios / elr])).assign_coords(edge_step=at)
+    assert outlook.edge_ratio(measured) == pytest.approx((5.0, 8.0))
+    text = outlook.report(measured, pd.DataFrame(columns=["start", "cause"]))
+    assert "Sharpness of the batch x step 5 (8 before breaks)." in text
+
+
+def test_a_cut_record_knows_nothing_later():
+    data = record(SAW, REBOUND, total=5000)
+    known = outlook.until(data, 1500)
+    assert known.step.values[-1] == 1499
+    assert known.attrs["steps_done"] == 1500
+    assert outlook.not_before(known) == outlook.not_before(record(SAW[:1500], REBOUND[:1500]))
+
+
+def test_due_has_the_clock_beside_it():
+    lengths = [150, 420, 200, 380, 260, 330, 180, 300, 240]
+    norm = np.concatenate([np.exp(-1e-3 * np.arange(length)) * np.exp(1e-3 * length) for length in lengths])
+    table = outlook.due(record(norm[:-100], 1.0))
+    assert table.index.tolist() == ["clock", "level", "thresholds"]
+    assert table.point["level"] == pytest.approx(sum(lengths), abs=3)
+    assert table.off["level"] < 0.02 < table.off["clock"]
+    past = np.median(lengths[1:-1])
+    assert table.point["clock"] == pytest.approx(sum(lengths[:-1]) + past, abs=3)
+    assert (table.low >= len(norm) - 100).all()
+    assert outlook.due(record(free(), 1.0)).empty
+
+
 def test_report_says_when_it_cannot_tell():
     text = outlook.report(record(free(steps=30), 1.0, optimizer="adam"), pd.DataFrame(columns=["start", "cause"]))
     assert "State: cannot tell." in text
@@ -232,3 +299,27 @@ def test_the_judged_counts_are_those_of_the_table():
     share, named, _ = causes.share_right(counts)
     assert named >= 100
     assert share >= 0.95
+
+
+# ---------------------------------------------------------------- when the next break comes
+
+
+def test_forecasts_at_moments_of_a_small_training():
+    rows = pd.DataFrame(waits.forecasts(waits.Case("perceptron", "sgd", 0.5, 3e-2, steps=450), seed=0))
+    assert len(rows) >= 3 * len(waits.MOMENTS)
+    passed = (rows.now - rows.begin) / (rows["break"] - rows.begin)
+    np.testing.assert_allclose(passed, rows.moment, atol=0.04)
+    assert (rows.not_before >= rows.now - 1).all()
+    assert rows.clock_point[rows.passage < 5].isna().all()  # six breaks make five passages
+
+
+def test_the_table_of_waits_is_of_the_cases_and_large_enough():
+    rows = pd.read_csv(root() / waits.PATH)
+    assert set(rows.seed) == set(waits.JUDGED)
+    known = {(case.network, case.optimizer, case.lr, case.weight_decay) for case in waits.CASES}
+    names = ["network", "optimizer", "lr", "weight_decay"]
+    assert set(map(tuple, rows[names].values)) == known
+    assert len(rows.drop_duplicates([*names, "seed", "passage"])) >= 100
+    assert (rows.groupby([*names, "seed", "passage"]).moment.apply(tuple) == waits.MOMENTS).all()
+    assert (rows.now < rows["break"]).all()
+    assert rows.given.dropna().isin(["level", "thresholds"]).all()
