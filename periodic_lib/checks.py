@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import textwrap
 from collections.abc import Callable, Iterable, Sequence
 
 from periodic_lib.project import ConfigError
@@ -64,11 +63,8 @@ def number(
 
 def shown(value: object) -> str:
     """Return `value` as an error message shows it: at most 60 characters."""
-    return (
-        textwrap.shorten(repr(value), 60, placeholder=" ...")
-        if isinstance(value, str)
-        else repr(value)[:60]
-    )
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:56]} ..."
 
 
 def flag(name: str, value: object) -> bool:

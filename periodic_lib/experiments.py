@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from periodic_lib import results, store
 from periodic_lib.checks import integer, known_names, one_of
 from periodic_lib.config import SEED, Record, Run, Setup, grid
-from periodic_lib.declarations import declared, names
+from periodic_lib.declarations import PROFILES, declared, names  # noqa: F401 - found here, too
 from periodic_lib.project import (
     ConfigError,
     digest,

@@ -223,7 +223,13 @@ def entry_of(path: Path) -> dict:
             "code": labels.attrs["code"],
             **{key: _plain(labels.attrs[key]) for key in KEPT},
         }
-    except (OSError, ValueError, KeyError, TypeError) as error:  # its reader says it
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RecursionError,
+    ) as error:  # its reader says it
         return entry | {"keys": [], "runs": {}, "problem": str(error)[:200]} | _NOTHING
 
 

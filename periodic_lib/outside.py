@@ -30,6 +30,7 @@ MEMBERS = 1000  # arrays of an .npz file, variables of a result file
 STRINGS_BYTES = 16 * 2**20  # of the texts of a variable
 ATTRIBUTE_VALUES = 10_000  # of one attribute
 ATTRIBUTE_POINTERS = 32  # of one attribute whose values may all point to one long one
+UNPACKED_BYTES, UNPACKED_RATIO = 2**26, 2000  # of an HDF5 file: deflate makes at most 1032 of one
 HEADER_BYTES = 10_000  # of an array in an .npz file
 FILTERS = {"gzip", "shuffle", "fletcher32"}  # of HDF5; others are plug-ins
 SPARE = 0.9  # of the memory there is
@@ -248,7 +249,7 @@ def read_npz(
         raise
     except Exception as error:  # zipfile and NumPy raise many kinds for a damaged file
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise Refused(f"no .npz file of plain arrays: {reason}") from None
+        raise Refused(reason) from None
 
 
 def _checked_members(archive: zipfile.ZipFile, limit: float) -> dict[str, zipfile.ZipInfo]:
@@ -298,13 +299,15 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
 # ---------------------------------------------------------------- HDF5
 
 
-def check_hdf5(file: h5py.File, limit: float) -> None:
-    """Raise `Refused` unless an open HDF5 file is a flat list of plain variables within `limit`.
+def check_hdf5(file: h5py.File, size: int) -> None:
+    """Raise `Refused` unless an open HDF5 file of `size` bytes is a flat list of plain variables
+    that fit into memory, and are not more than deflate can make of so many bytes.
 
     Looked at are names, types, shapes and chunks, not values, but for texts, which are counted one
     by one: a file can say one long text a million times. Links to other files, virtual and external
     data, and filters that are plug-ins are refused: they would read or run what is not in the file.
     """
+    limit = min(SPARE * available_memory(), UNPACKED_BYTES + UNPACKED_RATIO * size)
     if len(file) > MEMBERS:
         raise Refused(f"{len(file):,} variables; at most {MEMBERS:,} are read")
     _check_attributes("the file", file)
