@@ -7,7 +7,7 @@ import os
 import socket
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from periodic_lib import index, project
 from periodic_lib.project import ConfigError
 
-CLAIMS = ".claims"
+CLAIMS, GATE = ".claims", "gate.lock"
 POLL_SECONDS = 0.2  # between looks at who else trains
 
 
@@ -94,20 +94,26 @@ def _who(claim: _Claim) -> str:
 def _gate() -> Iterator[None]:
     """Let one process at a time look at the claims and make one."""
     place = index.folder() / CLAIMS
+    _check_mounted(index.folder())
     try:
         place.mkdir(parents=True, exist_ok=True)
-        gate = FileLock(place / "gate.lock")
-        gate.acquire()
+        with FileLock(place / GATE):
+            yield
     except OSError as error:
         reason = error.strerror or error
         raise ConfigError(
-            f"results cannot be written to {index.folder()}: {reason}. Choose another place: "
-            "PERIODIC_CACHE."
+            f"results cannot be written to {index.folder()}: {reason}. Free some space, or choose "
+            "another place: PERIODIC_CACHE."
         ) from None
-    try:
-        yield
-    finally:
-        gate.release()
+
+
+def _check_mounted(place: Path) -> None:
+    """Raise `ConfigError` if the folder that was chosen is in one that is not there."""
+    if project.variable("PERIODIC_CACHE") and not place.parent.exists():
+        raise ConfigError(
+            f"PERIODIC_CACHE names {str(place)!r}, but there is no {str(place.parent)!r}: is its "
+            "disk mounted? If the folder is new, make it first."
+        )
 
 
 def _other(keys: Iterable[str]) -> _Claim | None:
@@ -121,7 +127,16 @@ def _other(keys: Iterable[str]) -> _Claim | None:
         except Timeout:
             if wanted & set(claim.content().get("keys", ())):
                 return claim
+    _remove_locks_without_claim()
     return None
+
+
+def _remove_locks_without_claim() -> None:
+    """Remove locks whose process was killed before it said what for; none is made meanwhile."""
+    for path in (index.folder() / CLAIMS).glob("*.lock"):
+        if path.name != GATE and not path.with_suffix(".json").exists():
+            with suppress(Timeout), FileLock(path, timeout=0):
+                path.unlink(missing_ok=True)
 
 
 def _claim(keys: Sequence[str], what: str) -> tuple[_Claim, FileLock]:
@@ -131,5 +146,10 @@ def _claim(keys: Sequence[str], what: str) -> tuple[_Claim, FileLock]:
     facts |= {"since": datetime.now(UTC).isoformat(timespec="seconds"), "keys": list(keys)}
     lock = claim.lock
     lock.acquire()
-    project.write_whole(claim.path, json.dumps(facts))
+    try:
+        project.write_whole(claim.path, json.dumps(facts))
+    except BaseException:
+        claim.remove()
+        lock.release()
+        raise
     return claim, lock
