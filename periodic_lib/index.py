@@ -226,9 +226,9 @@ def entry_of(path: Path) -> dict:
     except (
         OSError,
         ValueError,
-        KeyError,
+        LookupError,
         TypeError,
-        RecursionError,
+        RuntimeError,
     ) as error:  # its reader says it
         return entry | {"keys": [], "runs": {}, "problem": str(error)[:200]} | _NOTHING
 

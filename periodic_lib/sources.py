@@ -185,7 +185,12 @@ def _content(dataset: str) -> bytes:
         path = Path(dataset).expanduser().resolve()
         found = path.is_file()  # a pipe or a device could go on for ever
         size = path.stat().st_size if found else 0
+        outside.require_memory(
+            min(size, MAX_BYTES), f"`dataset` {dataset!r}", "Take fewer examples."
+        )
         content = path.read_bytes() if found and size <= MAX_BYTES else b""
+    except ConfigError:
+        raise
     except (
         OSError,
         RuntimeError,

@@ -182,12 +182,21 @@ class Resume:
         if content is None:
             return 0.0
         prefix = "state_"
-        self.keep.load_arrays(
-            {n: value for n, value in content.items() if not n.startswith(prefix)}
-        )
+        kept = {n: value for n, value in content.items() if not n.startswith(prefix)}
         mine = {n: value for n, value in content.items() if n.startswith(prefix)}
-        self.stack.load_state({n.removeprefix(prefix): torch.as_tensor(v) for n, v in mine.items()})
-        return float(content["seconds"])
+        state = {n.removeprefix(prefix): torch.as_tensor(value) for n, value in mine.items()}
+        try:
+            if absent := set(self.stack.state()) - set(state):
+                raise KeyError(min(absent))
+            self.keep.load_arrays(kept)
+            self.stack.load_state(state)
+        except (LookupError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:100]
+            raise ConfigError(
+                f"the saved state {self.path} does not fit this training ({reason}): delete it, "
+                "and run again."
+            ) from None
+        return float(content.get("seconds", 0))
 
     def _read(self) -> dict[str, np.ndarray] | None:
         """Return what the file holds; None, with a message, if it is no state of this one."""

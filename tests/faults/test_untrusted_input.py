@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 import pytest
 
-from periodic_lib import Record, Run, Setup, answers, cli, experiments, notebooks, outside, results, train
+from periodic_lib import Record, Run, Setup, answers, cli, experiments, notebooks, outside, project, results, train
 from periodic_lib.project import ConfigError
 from periodic_lib.stack import Stack
 
@@ -280,6 +280,23 @@ def test_a_bomb_in_the_place_of_a_state_is_not_unpacked(tmp_path, capsys):
     assert tracemalloc.get_traced_memory()[1] < MEGABYTES * 2**20
     tracemalloc.stop()
     assert "training starts anew" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change", [{"state_weights": np.zeros((9, 9))}, {"table_step": np.zeros(3)}, {"state_weights": None}]
+)
+def test_a_forged_state_with_the_right_checksum_is_one_line(tmp_path, change, monkeypatch):
+    path, how = tmp_path / "state.npz", {"resume": tmp_path / "state.npz", "progress": False}
+    job = Setup(width=8, depth=1, steps=3000), [Run(0.1, 0)], Record(evaluate_every=None)
+    with pytest.raises(project.Unfinished):
+        train(*job, budget=1e-6, **how)
+    content = outside.read_npz(path, 10**9)
+    key, _ = content.pop("key"), content.pop("sha256")
+    content |= {name: value for name, value in change.items() if value is not None}
+    content = {name: value for name, value in content.items() if change.get(name, value) is not None}
+    np.savez(path, key=key, sha256=project.digest_of_arrays(content), **content)
+    with pytest.raises(ConfigError, match="does not fit this training"):
+        train(*job, **how)
 
 
 def test_a_notebook_is_executed_on_request_only(tmp_path, monkeypatch):
