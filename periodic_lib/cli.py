@@ -168,7 +168,7 @@ def _run(options: argparse.Namespace) -> int:
         return UNFINISHED
     kept = [experiments.keep(dataset, todo)] if options.keep else []  # first: printing may fail
     print(regimes.summarize(dataset).to_string(index=False, float_format="{:.4g}".format))
-    print(*(todo.path, *kept), sep="\n")
+    print(*experiments.files(todo), *kept, sep="\n")
     return 0
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -364,6 +365,14 @@ def _changed(settings: Setup | Run | Record) -> dict:
     """Return the settings that are not the default."""
     default = {field.name: field.default for field in fields(settings)}
     return {key: value for key, value in settings.to_dict().items() if value != default[key]}
+
+
+def files(todo: Plan) -> list[Path]:
+    """Return the files that a result which is ready is read from: its own, or some of the store."""
+    with suppress(FileNotFoundError, results.ResultsError):
+        if todo.stale_reason(results.attributes(todo.path)) is None:
+            return [todo.path]
+    return store.files(todo.keys)
 
 
 def state(todo: Plan) -> tuple[str, float | None]:

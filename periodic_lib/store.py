@@ -31,6 +31,7 @@ __all__ = [
     "CONVOLUTIONAL",
     "claimed",
     "describe",
+    "files",
     "folder",
     "keys_of",
     "listing",
@@ -72,6 +73,17 @@ def put(dataset: xr.Dataset) -> Path:
         results.save(dataset, path)
     index.append([index.entry_of(path)])
     return path
+
+
+def files(keys: Iterable[str]) -> list[Path]:
+    """Return the files that hold stored runs, each once.
+
+    Raises
+    ------
+    KeyError : if one is not stored.
+    """
+    there = index.places()
+    return [folder() / name for name in dict.fromkeys(there[key] for key in keys)]
 
 
 def take(keys: Sequence[str]) -> xr.Dataset:

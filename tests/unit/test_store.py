@@ -209,7 +209,14 @@ def test_only_runs_that_are_not_stored_are_trained(home, monkeypatch):
     assert experiments.state(experiments.plan("larger", "smoke"))[0] == "ready"
     assert run("larger").identical(shared)
     assert [len(runs) for runs in asked] == [4, 2]
+    places = [experiments.plan(name, "smoke").path for name in ("small", "larger")]
+    assert experiments.files(experiments.plan("small", "smoke")) == places[:1]
+    assert experiments.files(experiments.plan("larger", "smoke")) == [
+        places[0],
+        *store.folder().rglob("stacks/*/*.nc"),
+    ]
     assert_same(run("larger", force=True), shared)
+    assert experiments.files(experiments.plan("larger", "smoke")) == places[1:]
 
 
 def test_a_damaged_file_of_another_experiment_is_no_obstacle(home, capsys):
