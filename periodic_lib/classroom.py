@@ -252,7 +252,9 @@ def trained(chapters: Iterable[str], profile: str) -> tuple[dict[str, Path], lis
     plans = {p.name: p for c in chapters for p in execution.experiments_of(c, profile)}
     waits = [p for p in plans.values() if experiments.state(p)[0] != "ready"]
     ready = [p for name, p in plans.items() if p not in waits]
-    found = {f"data/cache/{p.name}/{p.path.name}": p.path for p in ready}
+    origins = [origin for p in ready for origin in experiments.files(p)]
+    cache = experiments.store.folder()
+    found = {f"data/cache/{origin.relative_to(cache)}": origin for origin in origins}
     if not waits:
         return found, []
     some = ", ".join(p.name for p in waits[:3]) + (", ..." if len(waits) > 3 else "")

@@ -15,6 +15,7 @@ import io
 import json
 import os
 import platform
+import stat
 import subprocess
 import uuid
 from collections.abc import Mapping, Sequence
@@ -25,13 +26,16 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from periodic_lib import outside
 from periodic_lib.checks import known_names
 from periodic_lib.config import Record, Run, Setup
 from periodic_lib.glossary import LABELS, MISSING
 from periodic_lib.project import ConfigError, digest, root, write_whole
 
+FORMAT = 2  # of the files: 2 since they say `format`, `data_digest` and `stack`
 ENTRY = "training"  # the module whose imports say what a result depends on
-NO_NUMBERS = {"glossary", "project", "results"}  # imported there, too: words, files and labels
+# imported there, too: words, files and labels
+NO_NUMBERS = {"glossary", "outside", "project", "results"}
 
 
 class ResultsError(ValueError):
@@ -59,10 +63,17 @@ def with_provenance(
         record=json.dumps(record.to_dict()),
         settings=digest(settings_of(setup, runs, record, data_digest)),
         code=code_digest(),
+        data_digest=data_digest or "",
+        stack=stack_digest(runs),
         seconds=seconds,
         **origin(),
         **facts,
     )
+
+
+def stack_digest(runs: Sequence[Run]) -> str:
+    """Return a digest of the runs that are trained as one stack, in their order."""
+    return digest([run.to_dict() for run in runs])[:32]
 
 
 def origin() -> dict[str, str]:
@@ -198,6 +209,7 @@ def save(dataset: xr.Dataset, path: Path | str) -> Path:
     """
     path = Path(path).expanduser()
     packing = {name: {"zlib": True, "complevel": 1, "shuffle": True} for name in dataset.data_vars}
+    dataset = dataset.assign_attrs(format=FORMAT)
     marked = dataset.assign_attrs(sha256=checksum(dataset))
     # to memory first: HDF5 does not survive a disk that fills up while it writes
     write_whole(path, bytes(marked.to_netcdf(engine="h5netcdf", encoding=packing)))
@@ -213,25 +225,59 @@ def load(path: Path | str) -> xr.Dataset:
     ConfigError : if it may not be read.
     ResultsError : if it is damaged: it is no result, or its values are not those that were written.
     """
+    import h5py
+
     path = Path(path).expanduser()
+    content = _content(path)
     try:
-        content = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise FileNotFoundError(f"no results at {path}: make them with `periodic run`.") from None
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
-    try:
+        with h5py.File(io.BytesIO(content)) as stored:
+            outside.check_hdf5(stored, len(content))
         with xr.open_dataset(io.BytesIO(content), engine="h5netcdf") as stored:
             dataset = stored.load()
     except Exception as error:  # h5py, h5netcdf and xarray raise many kinds for a damaged file
-        kind = type(error).__name__
+        kind = str(error) if isinstance(error, outside.Refused) else type(error).__name__
         raise ResultsError(
             f"{path} cannot be read ({kind}): damaged or not a result file."
         ) from error
     written = dataset.attrs.pop("sha256", None)
     if written != checksum(dataset):
         raise ResultsError(f"{path} is damaged: its values do not match its checksum.")
+    return _migrated(dataset, path)
+
+
+def _content(path: Path) -> bytes:
+    """Return the bytes of a file, if it is one and fits into memory."""
+    try:
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode):  # a pipe or a device could go on for ever
+            raise ConfigError(f"{path} cannot be read: it is no file.")
+        outside.require_memory(2 * facts.st_size, str(path), "Move it away.")
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"no results at {path}: make them with `periodic run`.") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def _migrated(dataset: xr.Dataset, path: Path) -> xr.Dataset:
+    """Return a result of any format as one of the present; the file stays as it is.
+
+    1, before files said their format: without `data_digest`, which for data that are no file of
+    your own is empty, and `stack`, which follows from their runs.
+    """
+    check_format(dataset.attrs, path)
+    dataset.attrs.pop("format", None)
     return dataset
+
+
+def check_format(attributes: Mapping, path: Path) -> None:
+    """Raise `ConfigError` if a file is of a newer format than this library knows."""
+    found = attributes.get("format", 1)
+    if found not in range(1, FORMAT + 1):
+        raise ConfigError(
+            f"{path} is of format {found}; this version of the library reads 1 to {FORMAT}. Update "
+            "the library, or move the file away and run again."
+        )
 
 
 def attributes(path: Path) -> dict:
@@ -248,12 +294,15 @@ def attributes(path: Path) -> dict:
         raise FileNotFoundError(f"no results at {path}: make them with `periodic run`.")
     try:
         with h5py.File(path) as stored:
+            outside.check_hdf5(stored, path.stat().st_size)
             found = {name: np.asarray(value) for name, value in stored.attrs.items()}
-    except OSError as error:
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:  # as h5py calls it
         raise ResultsError(f"{path} cannot be read: damaged or not a result file.") from error
     if "sha256" not in found:
         raise ResultsError(f"{path} is not a result file.")
-    return {name: value.item() if value.size == 1 else value for name, value in found.items()}
+    found = {name: value.item() if value.size == 1 else value for name, value in found.items()}
+    check_format(found, path)
+    return found
 
 
 def checksum(dataset: xr.Dataset) -> str:
