@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from periodic_lib import notebooks
-from periodic_lib.project import print_message, read_yaml, root
+from periodic_lib.outside import read_yaml
+from periodic_lib.project import print_message, root
 
 if TYPE_CHECKING:
     from bs4 import BeautifulSoup, Tag

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from periodic_lib import claims, copies, execution, notebooks, printing
 from periodic_lib.book import mathjax
-from periodic_lib.project import read_yaml, root
+from periodic_lib.outside import read_yaml
+from periodic_lib.project import root
 
 
 @dataclass(frozen=True)
