@@ -88,6 +88,8 @@ def build_as(builder: str, profile: str) -> Path:
             f"({missing[0]} is the first): `make book` does it."
         )
     stage(profile)
+    written = build_folder(profile) / builder / "_build" / builder
+    shutil.rmtree(written, ignore_errors=True)  # what lies there would be taken into an EPUB
     return _render(build_folder(profile), builder)
 
 
