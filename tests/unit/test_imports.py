@@ -69,7 +69,15 @@ ALLOWED = {  # module -> modules of the library that it may import beside those,
     "early_signs": {"theory", "equilibria", "periods", "regimes", "spreads"},
     "presumption_plots": {"theory", "budgets", "periods", "plots", "approaches", "equilibria"},
     "store": {"results"},
-    "experiments": {"results", "sources", "store", "training", "recording", "periods"},
+    "experiments": {"results", "sources", "store", "training", "recording", "periods", "sweeps"},
+    "tasks": {"store"},
+    "speeds": {"recording", "results", "stack"},
+    "schedulers": set(),
+    "sweeps": {"results", "schedulers", "sources", "speeds", "store", "tasks", "training"},
+    "makespans": set(),
+    "plans": {"experiments"},
+    "status": {"experiments", "store", "sweeps"},
+    "doctor": {"sources", "store"},
     "claims": set(),
     "spreads": set(),
     "powers": set(),
@@ -96,13 +104,26 @@ ALLOWED = {  # module -> modules of the library that it may import beside those,
     "exercises": {"theory", "answers", "notebooks"},
     "lessons": {"execution", "exercises", "notebooks"},
     "classroom": {"answers", "book", "claims", "execution", "exercises", "experiments", "lessons", "notebooks"},
-    "cli": {"experiments", "regimes", "notebooks", "execution", "book", "claims", "classroom"},
+    "cli": {
+        "book",
+        "claims",
+        "classroom",
+        "doctor",
+        "execution",
+        "experiments",
+        "notebooks",
+        "plans",
+        "regimes",
+        "status",
+        "store",
+        "sweeps",
+    },
     "__init__": set(),
     "__main__": {"cli"},
 }
 TORCH = {"batches", "datasets", "devices", "networks", "normalization", "optimizers", "metrics", "stack"}
 TORCH |= {"recording", "training", "guards", "evaluation", "losses"}
-TORCH |= {"preactivations", "probes", "jacobians", "symmetries", "monitor", "gauges", "adapters"}
+TORCH |= {"preactivations", "probes", "jacobians", "speeds", "symmetries", "monitor", "gauges", "adapters"}
 NO_TORCH = sorted(set(ALLOWED) - TORCH - {"__main__", "__init__"})
 
 
