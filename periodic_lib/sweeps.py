@@ -29,6 +29,7 @@ RETRIES = 2  # of a stack whose training raised an error, on any worker
 AHEAD = 2  # stacks that wait for each that is trained: what the scheduler knows at once
 MEMORY_SHARE = 0.5  # of a worker's memory that a stack may take, by the estimate
 FOLDER = ".sweeps"  # beside the results: what sweeps say of themselves, states of unfinished stacks
+LOOK_SECONDS = 1  # between looks at which workers there are
 JOURNAL_SECONDS = 2  # between its writes
 DONE, TOO_LARGE, FAILED, REFUSED = "done", "too large", "failed", "refused"
 
@@ -356,14 +357,18 @@ class _Cluster:
         self.client, self.threads, self.folder, self.token = client, threads, folder, token
         self.needs = schedulers.demand(self._workers(), threads)
         self.device = "cpu" if "CPU" in self.needs else None
+        self._looked, self._slots = float("-inf"), 1
 
     def _workers(self) -> dict:
         return self.client.scheduler_info(n_workers=-1)["workers"]
 
     @property
     def slots(self) -> int:
-        """Stacks that are trained at once, by the workers there are now."""
-        return max(1, schedulers.slots(self._workers(), self.needs))
+        """Stacks that are trained at once, by the workers there are, looked up once a second."""
+        if time.monotonic() - self._looked > LOOK_SECONDS:
+            self._slots = max(1, schedulers.slots(self._workers(), self.needs))
+            self._looked = time.monotonic()
+        return self._slots
 
     def sizes(self, left: Iterable[tasks.Group], number: int):
         """Return the function that says how many runs a stack has; workers measure the speeds."""

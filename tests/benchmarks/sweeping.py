@@ -1,10 +1,10 @@
-"""What a sweep costs: two workers against one, what is spent beside training, 100,000 runs, a schedule on 64 GPUs.
+"""What a sweep costs: two workers against one, what is spent beside training, 100,000 runs, a schedule of 64 GPUs.
 
-    python tests/benchmarks/sweeping.py [efficiency] [graph] [schedule] [--pairs 3] [--steps 4000] [--write]
+    python tests/benchmarks/sweeping.py [efficiency] [graph] [schedule] [--pairs N] [--stacks N] [--steps N] [--write]
 
-`efficiency`: the same stacks by one worker process and by two, in turn, on this machine. Where others use it too, the
-clock says little: beside the clock's efficiency stands that of processor time, training time a run-step with one worker
-over that with two, and what all processes spend beside training, as a share of it. `graph`: the plan, the stacks and
+`efficiency`: the same stacks by one worker process and by two, in turn, on this machine. Where others use it, too, the
+clock says little: beside its efficiency stands that of processor time, training a run-step with one worker over that
+with two, and what all processes spend beside training, as a share of it. `graph`: the plan, the stacks and
 the stream of 100,000 runs through a scheduler, with workers that train nothing. `schedule`: a simulation. With --write
 the numbers go to data/benchmarks/sweeps.json.
 """
@@ -67,7 +67,13 @@ def once(workers: int, seed: int, stacks: int, size: int, steps: int) -> dict:
         before, started = processor_seconds(processes), time.perf_counter()
         done = sweeps.sweep([asked], client, size=size, progress=False)
         seconds, spent = time.perf_counter() - started, processor_seconds(processes) - before
-    return {"seconds": seconds, "spent": spent, "training": done.training, "busy": done.busy, "run_steps": done.trained}
+    return {
+        "seconds": seconds,
+        "spent": spent,
+        "training": done.training,
+        "busy": done.busy,
+        "run_steps": done.trained,
+    }
 
 
 def efficiency(pairs: int, stacks: int = 4, size: int = 16, steps: int = 4000) -> dict:
@@ -114,7 +120,7 @@ def graph(runs: int = 100_000, size: int = 16) -> dict:
             place.do = nothing
             before = psutil.Process().memory_info().rss
             started, stacks, trained, known = time.perf_counter(), 0, 0, 0
-            for task, outcome in place.work(sweeps._Queue(tasks.cut(left, lambda setup, record: size))):
+            for _, outcome in place.work(sweeps._Queue(tasks.cut(left, lambda setup, record: size))):
                 stacks, trained = stacks + 1, trained + outcome["run_steps"]
                 if stacks % 500 == 0:
                     known = max(known, psutil.Process().memory_info().rss - before)
@@ -151,19 +157,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", nargs="*", default=["efficiency", "graph", "schedule"])
     parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--stacks", type=int, default=4)
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
-    parts = {"efficiency": lambda: efficiency(options.pairs, steps=options.steps), "graph": graph, "schedule": schedule}
+    parts = {
+        "efficiency": lambda: efficiency(options.pairs, options.stacks, steps=options.steps),
+        "graph": graph,
+        "schedule": schedule,
+    }
     path = root() / PATH
-    kept = json.loads(path.read_text()) if path.exists() else {}
     for name in options.what:
-        found = parts[name]()
-        machine = {"processor": results.processor()} if hasattr(results, "processor") else {}
-        kept[name] = found | {key: results.origin()[key] for key in ("created", "git_revision")} | machine
-        print(name, json.dumps(kept[name], indent=1), flush=True)
-    if options.write:
-        write_whole(path, json.dumps(kept, indent=1) + "\n")
+        found = parts[name]() | {key: results.origin()[key] for key in ("created", "git_revision")}
+        print(name, json.dumps(found, indent=1), flush=True)
+        if options.write:
+            kept = json.loads(path.read_text()) if path.exists() else {}
+            write_whole(path, json.dumps(kept | {name: found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -78,7 +78,10 @@ def schema():
     found = importlib.util.find_spec("dask_kubernetes")
     if found is None:
         return None
-    path = Path(found.submodule_search_locations[0]) / "operator/deployment/helm/dask-kubernetes-operator/crds/daskcluster.yaml"
+    path = (
+        Path(found.submodule_search_locations[0])
+        / "operator/deployment/helm/dask-kubernetes-operator/crds/daskcluster.yaml"
+    )
     return yaml.safe_load(path.read_text())["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
 
 
