@@ -20,6 +20,7 @@ SETTINGS = {  # of Dask, while a sweep runs
     "distributed.scheduler.work-stealing": True,
     "distributed.scheduler.allowed-failures": 3,  # workers that one stack may lose
     "distributed.worker.daemon": True,
+    "distributed.worker.profile.enabled": False,  # it samples stacks 100 times a second
 }
 
 
