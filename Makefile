@@ -28,7 +28,7 @@ test: export OMP_NUM_THREADS = 1 # a process a core, a thread a process
 test: setup ## run all tests, then execute every chapter at smoke scale and again by nbval
 	@$(pytest) -n auto --dist worksteal --ignore tests/html --cov --cov-report=term --cov-fail-under=90
 	@echo "chapters at smoke scale, by papermill"
-	@rm -rf build/smoke build/nbval && mkdir -p build/nbval
+	@rm -rf build/smoke build/nbval && mkdir -p build/smoke build/nbval
 	@PERIODIC_CACHE=$(CURDIR)/build/smoke/cache $(bin)/periodic book --no-render --profile smoke
 	@echo "the same again by nbval, trained anew: are the numbers the same?"
 	@PERIODIC_CACHE=$(CURDIR)/build/nbval/cache PERIODIC_RECORDS=$(CURDIR)/build/nbval/records \

@@ -271,7 +271,9 @@ def _trained(chapters: Iterable[str], profile: str) -> tuple[dict[str, Path], li
     plans = {p.name: p for c in chapters for p in execution.experiments_of(c, profile)}
     waits = [p for p in plans.values() if experiments.state(p)[0] != "ready"]
     ready = [p for name, p in plans.items() if p not in waits]
-    files = {f"data/cache/{p.name}/{p.path.name}": p.path for p in ready}
+    origins = [origin for p in ready for origin in experiments.files(p)]
+    cache = experiments.store.folder()
+    files = {f"data/cache/{origin.relative_to(cache)}": origin for origin in origins}
     if not waits:
         return files, []
     some = ", ".join(p.name for p in waits[:3]) + (", ..." if len(waits) > 3 else "")

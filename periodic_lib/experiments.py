@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,11 +20,11 @@ from typing import TYPE_CHECKING
 from periodic_lib import results, store
 from periodic_lib.checks import integer, known_names, one_of
 from periodic_lib.config import SEED, Record, Run, Setup, grid
+from periodic_lib.declarations import PROFILES, declared, names  # noqa: F401 - found here, too
 from periodic_lib.project import (
     ConfigError,
     digest,
     print_message,
-    read_yaml,
     root,
     variable,
 )
@@ -32,10 +33,7 @@ from periodic_lib.sources import own_data_digest
 if TYPE_CHECKING:
     import xarray as xr
 
-PROFILES = ("smoke", "classroom", "paper")
 KEPT_ROWS = 20_000  # of a record that goes into git as it is
-ENTRY_KEYS = ("chapter", "also", "question", "setup", "vary", "grid", "record", "profiles")
-PROFILE_KEYS = ("setup", "vary", "grid", "record", "minutes")
 
 
 @dataclass(frozen=True)
@@ -87,46 +85,7 @@ class Plan:
         return None
 
 
-# ---------------------------------------------------------------- reading the declaration
-
-
-def declared(file: Path | None = None) -> dict[str, dict]:
-    """Return every declared experiment: name -> entry of book/experiments.yml, or of `file`.
-
-    The entries made by `vary` follow the entry that declares it, under its name and the changed
-    parameter and value, for example `conditions_width_8`; their key `part_of` is (its name,
-    parameter, value).
-    """
-    path = file or root() / "book" / "experiments.yml"
-    entries = read_yaml(path)
-    for name, entry in entries.items():
-        if not isinstance(entry, dict) or not isinstance(entry.get("profiles"), dict):
-            raise ConfigError(f"{path}: experiment {name!r} must be a mapping that has `profiles`.")
-        known_names(f"key of experiment {name!r} in {path.name}", entry, ENTRY_KEYS)
-        known_names(f"profile of experiment {name!r} in {path.name}", entry["profiles"], PROFILES)
-    return {
-        key: one
-        for name, entry in entries.items()
-        for key, one in _with_variants(name, entry).items()
-    }
-
-
-def _with_variants(name: str, entry: dict) -> dict[str, dict]:
-    """Return the entry and one for each value that it varies, in the profiles that vary it."""
-    found = {name: entry}
-    for profile, chosen in entry["profiles"].items():
-        for parameter, values in ((chosen or {}).get("vary", entry.get("vary")) or {}).items():
-            for value in values:
-                setup = {**((chosen or {}).get("setup") or {}), parameter: value}
-                key = f"{name}_{parameter}_{str(value).lower()}"
-                new = {**entry, "part_of": (name, parameter, value), "profiles": {}}
-                found.setdefault(key, new)["profiles"][profile] = {**(chosen or {}), "setup": setup}
-    return found
-
-
-def names() -> list[str]:
-    """Return the names of all experiments but those that `vary` makes of one."""
-    return [name for name, entry in declared().items() if "part_of" not in entry]
+# ---------------------------------------------------------------- plans
 
 
 def plan(
@@ -154,13 +113,11 @@ def plan(
     entry, overrides = entries[name], dict(overrides or {})
     one_of("profile", profile, tuple(entry["profiles"]))
     chosen = entry["profiles"][profile] or {}
-    known_names(f"key of profile {profile!r} of {name!r}", chosen, PROFILE_KEYS)
     known_names("parameter", overrides, (*Setup.names(), *Run.names(), SEED, *Record.names()))
 
-    def merged(section: str, names: tuple[str, ...]) -> dict:
+    def merged(section: str, legal: tuple[str, ...]) -> dict:
         values = {**(entry.get(section) or {}), **(chosen.get(section) or {})}
-        known_names(f"parameter in `{section}` of {name!r}", values, names)
-        return {**values, **{key: value for key, value in overrides.items() if key in names}}
+        return {**values, **{key: value for key, value in overrides.items() if key in legal}}
 
     return Plan(
         name=name,
@@ -186,11 +143,11 @@ def _runs(grids: Mapping | list, overrides: Mapping) -> list[Run]:
     else:
         replaced = {SEED} if {"init_seed", "data_seed"} & set(changed) else set()
     grids = grids if isinstance(grids, list) else [grids]
-    runs: dict[Run, None] = {}
+    runs = []
     for one in grids:
-        kept = {key: value for key, value in one.items() if key not in replaced}
-        runs.update(dict.fromkeys(grid(**{**kept, **changed})))
-    return list(runs)
+        kept = {key: value for key, value in (one or {}).items() if key not in replaced}
+        runs += grid(**{**kept, **changed})
+    return list(dict.fromkeys(runs))
 
 
 def seed_shift() -> int:
@@ -426,6 +383,14 @@ def _changed(settings: Setup | Run | Record) -> dict:
     """Return the settings that are not the default."""
     default = {field.name: field.default for field in fields(settings)}
     return {key: value for key, value in settings.to_dict().items() if value != default[key]}
+
+
+def files(todo: Plan) -> list[Path]:
+    """Return the files that a result which is ready is read from: its own, or some of the store."""
+    with suppress(FileNotFoundError, results.ResultsError):
+        if todo.stale_reason(results.attributes(todo.path)) is None:
+            return [todo.path]
+    return store.files(todo.keys)
 
 
 def state(todo: Plan) -> tuple[str, float | None]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from periodic_lib import experiments, store, sweeps
+from periodic_lib import experiments, store, sweeps, turns
 from periodic_lib.project import ConfigError
 
 COLUMNS = ("what", "state", "time", "file")
@@ -48,7 +48,7 @@ def result(name: str, profile: str) -> tuple[str, str, str, str]:
 
 def running() -> Iterator[tuple[str, str, str, str]]:
     """Yield the rows of what processes train now, by the locks that they hold."""
-    for path in sorted((store.folder() / store.CLAIMS).glob("*.json")):
+    for path in sorted((store.folder() / turns.CLAIMS).glob("*.json")):
         facts = _read(path)
         if facts and _held(path.with_suffix(".lock")):
             since = datetime.now(UTC) - datetime.fromisoformat(facts["since"])

@@ -14,7 +14,7 @@ import torch
 import xarray as xr
 from tqdm import tqdm
 
-from periodic_lib import project, results
+from periodic_lib import outside, project, results
 from periodic_lib.batches import FixedOrder
 from periodic_lib.checks import number
 from periodic_lib.config import Record, Run, Setup
@@ -163,8 +163,9 @@ class Resume:
 
     def __init__(self, path: Path, stack: Stack, keep: Recorder, explicit: tuple):
         state = sum(value.nbytes for value in stack.state().values())
-        tables = sum(table.nbytes for table in keep.tables.values())
-        project.check_writable(path, OVERHEAD + state + tables)
+        size = OVERHEAD + state + sum(keep.sizes.values())
+        project.check_writable(path, size)
+        self.limit = 2 * size  # of what is read back
         self.path, self.stack, self.keep = path, stack, keep
         device = str(stack.device)
         name = torch.cuda.get_device_name() if device.startswith("cuda") else device
@@ -181,24 +182,33 @@ class Resume:
         if content is None:
             return 0.0
         prefix = "state_"
-        self.keep.load_arrays(
-            {n: value for n, value in content.items() if not n.startswith(prefix)}
-        )
+        kept = {n: value for n, value in content.items() if not n.startswith(prefix)}
         mine = {n: value for n, value in content.items() if n.startswith(prefix)}
-        self.stack.load_state({n.removeprefix(prefix): torch.as_tensor(v) for n, v in mine.items()})
-        return float(content["seconds"])
+        state = {n.removeprefix(prefix): torch.as_tensor(value) for n, value in mine.items()}
+        try:
+            if absent := set(self.stack.state()) - set(state):
+                raise KeyError(min(absent))
+            self.keep.load_arrays(kept)
+            self.stack.load_state(state)
+        except (LookupError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:100]
+            raise ConfigError(
+                f"the saved state {self.path} does not fit this training ({reason}): delete it, "
+                "and run again."
+            ) from None
+        return float(content.get("seconds", 0))
 
     def _read(self) -> dict[str, np.ndarray] | None:
         """Return what the file holds; None, with a message, if it is no state of this one."""
         try:
-            with np.load(self.path, allow_pickle=False) as stored:
-                if str(stored["key"]) != self.key:  # looked at before anything large is read
-                    return self._dropped("belongs to other settings, code or versions")
-                content = {name: stored[name] for name in stored.files if name != "key"}
+            if str(outside.read_npz(self.path, self.limit, ["key"]).get("key")) != self.key:
+                return self._dropped("belongs to other settings, code or versions")
+            content = outside.read_npz(self.path, self.limit)
         except FileNotFoundError:
             return None
-        except Exception as error:  # a damaged archive raises many kinds
-            return self._dropped(f"is damaged ({type(error).__name__})")
+        except (outside.Refused, OSError) as error:
+            return self._dropped(f"is damaged ({error})")
+        content.pop("key")
         if str(content.pop("sha256", "")) != project.digest_of_arrays(content):
             return self._dropped("is damaged")
         return content
@@ -262,11 +272,7 @@ def _progress_bar(steps: int, done: int, show: bool):
     another process.
     """
     target = project.variable("PERIODIC_PROGRESS")
-    with (
-        open(target, "w", encoding="utf-8")
-        if show and target
-        else nullcontext(sys.stderr) as stream
-    ):
+    with project.open_progress("w") if show and target else nullcontext(sys.stderr) as stream:
         live = target or stream.isatty()  # in a log, a line now and then
         style = (
             {"dynamic_ncols": True}

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import bench
 import pytest
+import store_speed
 import torch
 from bench import CASES, CIFAR, CONVNET, MLP, STEP, Case, Loop
 from plain_networks import PLAIN
@@ -107,3 +108,10 @@ def test_both_loops_train_the_same_network(case):
     plain = PLAIN[case.setup.network](case.shape, case.setup.width)
     ours = networks.build(case.setup, case.shape, 10)
     assert {name: tuple(p.shape) for name, p in plain.names().items()} == {p.name: p.shape for p in ours.parameters}
+
+
+def test_the_store_is_measured():
+    table = store_speed.measured(runs=6, size=2)
+    assert set(table.runs) == {6}
+    assert (table.seconds >= 0).all()
+    assert len(table) == 5

@@ -215,3 +215,46 @@ def test_parts_of_a_run_that_left_the_numbers_are_nan():
     for name in ("layer_weight_norm", "neuron_weight_norm", "layer_grad_norm"):
         assert np.isnan(done[name][0, lost:]).all()
         assert np.isfinite(done[name][1]).all()
+
+
+def test_a_disk_that_is_not_mounted_is_noticed_before_training(home, monkeypatch):
+    monkeypatch.setattr(Stack, "step", lambda *_: pytest.fail("trained"))
+    monkeypatch.setenv("PERIODIC_CACHE", str(home / "mnt" / "results"))
+    with pytest.raises(ConfigError, match="is its disk mounted"):
+        trained()
+    assert not (home / "mnt").exists()
+
+
+def test_results_in_a_folder_that_is_read_only_are_read(home, monkeypatch):
+    first, cache = trained(), experiments.store.folder()
+    for path in (cache / ".index.jsonl", cache / ".claims" / "gate.lock"):
+        path.unlink(missing_ok=True)
+
+    def refuses(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("pathlib.Path.mkdir", refuses)
+    monkeypatch.setattr(ground, "write_whole", refuses)
+    assert trained().identical(first)
+    with pytest.raises(ConfigError, match=r"cannot be written to .*Read-only file system"):
+        experiments.run_experiment("own", "smoke", overrides={"steps": 3}, progress=False)
+
+
+def test_a_disk_that_fills_up_leaves_earlier_results_intact(home, monkeypatch):
+    first = trained()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ground, "write_whole", full)
+        with pytest.raises(ConfigError, match=r"No space left on device.* Free some space"):
+            experiments.run_experiment("own", "smoke", overrides={"steps": 3}, progress=False)
+    assert trained().identical(first)
+    assert experiments.run_experiment("own", "smoke", overrides={"steps": 3}, progress=False).sizes["step"] == 3
+
+
+def test_a_progress_file_that_cannot_be_written_is_one_line(home, monkeypatch):
+    monkeypatch.setenv("PERIODIC_PROGRESS", str(home / "none" / "progress"))
+    with pytest.raises(ConfigError, match=r"PERIODIC_PROGRESS names .* which cannot be written"):
+        experiments.run_experiment("own", "smoke")

@@ -369,7 +369,7 @@ def test_an_own_file_that_is_absent_damaged_or_could_run_code_is_refused(tmp_pat
         path.write_bytes(damaged)
         with pytest.raises(ConfigError, match=r"own\.npz is not a readable \.npz file of plain arrays: ."):
             datasets.load(setup)
-    with pytest.raises(ConfigError, match="allow_pickle=False"):
+    with pytest.raises(ConfigError, match="Python objects, which could run code"):
         datasets.load(own(tmp_path, **arrays(y_test=np.array([print] * 6))))
 
 
@@ -401,8 +401,8 @@ WITH_SHAPE = "{{'descr': '<f8', 'fortran_order': False, 'shape': ({},), }}"
     ("change", "words"),
     [
         (lambda whole: damaged(damaged(whole, 8, b"\1", CENTRAL), 6, b"\1", LOCAL), "encrypted"),
-        (lambda whole: damaged(damaged(whole, 10, b"c", CENTRAL), 8, b"c", LOCAL), "compression"),
-        (lambda _: zip_of_headers(WITH_SHAPE.format(10**15)), "Unable to allocate"),
+        (lambda whole: damaged(damaged(whole, 10, b"c", CENTRAL), 8, b"c", LOCAL), "compressed in another way"),
+        (lambda _: zip_of_headers(WITH_SHAPE.format(10**15)), "not its size"),
         (lambda _: zip_of_headers(WITH_SHAPE.format(10**30)), "."),
         (lambda _: zip_of_headers("{'descr': '<f8', ("), "."),
         (lambda _: zip_of_headers("(" * 100), "."),
@@ -420,7 +420,7 @@ def test_a_member_that_is_no_array_is_refused(tmp_path):
     setup = own(tmp_path, **arrays(y_test=None))
     with zipfile.ZipFile(tmp_path / "own.npz", "a") as archive:
         archive.writestr("y_test", "012012")
-    with pytest.raises(ConfigError, match="`y_test` is missing or no array"):
+    with pytest.raises(ConfigError, match=r"not a readable \.npz file of plain arrays"):
         datasets.load(setup)
 
 
