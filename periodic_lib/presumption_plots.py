@@ -279,6 +279,28 @@ def plot_plane(
     return figure
 
 
+def plot_widths(panels: Mapping[str, pd.DataFrame], border: float) -> Figure:
+    """Plot the window budget over eta lambda and noise, a panel for each width; fields below
+    `border` are framed.
+
+    `panels` : title -> rows of runs (`widths.swept`).
+    """
+    figure, axes = plt.subplots(2, 2, figsize=(9, 6), sharex=True, sharey=True, **CONSTRAINED)
+    for ax, (title, table) in zip(axes.flat, panels.items(), strict=False):
+        cell = {"index": "noise", "columns": "lr_wd", "aggfunc": "median"}
+        middle = table.pivot_table(values="budget", **cell)[::-1]
+        look = {"vmin": 0, "vmax": 1, "cmap": "cividis", "cbar": ax in axes[:, -1]}
+        sns.heatmap(middle, ax=ax, **look)
+        for row, column in np.argwhere(middle.to_numpy() < border):
+            ax.add_patch(plt.Rectangle((column, row), 1, 1, fill=False, ec="C3", lw=2))
+        ax.set(title=title, xlabel="", ylabel="")
+        ax.set_xticklabels([f"{value:.2g}" for value in middle.columns], rotation=90)
+        ax.set_yticklabels([f"{value:g}" for value in middle.index], rotation=0)
+    figure.supxlabel(label("lr_wd"))
+    figure.supylabel("part of wrong labels")
+    return figure
+
+
 def _draw_border(ax: Axes, middle: pd.DataFrame, border: pd.Series, name: str, color: str) -> None:
     """Draw eta lambda of each row as an upright stroke, at its place between the columns."""
     logs = np.log(middle.columns.to_numpy(float))

@@ -8,6 +8,7 @@
     ```{lesson} module                                  a plan for lessons, from book/lessons.yml
     {count}`fails`                                      how many findings have that verdict; `findings`, `claims`: all
     {result}`03_periodic_behavior.periods_slow:.0f`     a number that a chapter published, formatted
+    {measured}`sweeps.graph.seconds:.0f`                a number of a benchmark, data/benchmarks/sweeps.json
     ```{chapter-figure} 03_periodic_behavior/one_run    a figure that a chapter showed, with its description
     ```
     ```{simulator} 03_periodic_behavior/one_run         the live simulator; the figure where no script runs
@@ -19,6 +20,7 @@ They read the records that the chapters wrote when they were executed ($PERIODIC
 published is a warning, and so fails the build.
 """
 
+import json
 import re
 from pathlib import Path
 from typing import ClassVar
@@ -73,6 +75,32 @@ class ResultRole(SphinxRole):
         text = format(numbers[name], form)
         node = nodes.inline(text=text, classes=["result"])
         return [node], []
+
+
+class MeasuredRole(SphinxRole):
+    """A number of a committed benchmark: `<file>.<part>.<name>:<format>`, of data/benchmarks/<file>.json."""
+
+    def run(self):
+        key, _, form = self.text.partition(":")
+        name, *rest = key.split(".")
+        path = root() / "data" / "benchmarks" / f"{name}.json"
+        self.env.note_dependency(str(path))
+        value = (
+            json.loads(path.read_text(encoding="utf-8"))
+            if path.exists()
+            else {}
+        )
+        for part in rest:
+            value = value.get(part, {})
+        if value == {}:
+            where = self.get_location()
+            logger.warning(
+                "no benchmark has %r", key, location=where, type="periodic"
+            )
+            return [nodes.strong(text="?")], []
+        return [
+            nodes.inline(text=format(value, form), classes=["result"])
+        ], []
 
 
 class CountRole(SphinxRole):
@@ -527,6 +555,7 @@ def setup(app):
     app.connect("build-finished", mend_pages)
     app.connect("build-finished", lighten)
     app.add_role("result", ResultRole())
+    app.add_role("measured", MeasuredRole())
     app.add_role("count", CountRole())
     app.add_directive("chapter-figure", ChapterFigure)
     app.add_directive("claim-filter", ClaimFilter)

@@ -215,3 +215,43 @@ def test_every_drawing_says_what_is_seen():
         assert drawing["role"] == "img"
         named = drawing["aria-labelledby"].split()
         assert len(" ".join(drawing.select_one(f"#{name}").get_text() for name in named)) >= 40
+
+
+def test_a_number_of_a_benchmark_is_formatted_and_a_missing_one_is_a_warning(monkeypatch, tmp_path):
+    extension = importlib.util.module_from_spec(
+        spec := importlib.util.spec_from_file_location("periodic_book", EXTENSION)
+    )
+    spec.loader.exec_module(extension)
+    monkeypatch.setattr(extension, "root", lambda: tmp_path)
+    (tmp_path / "data" / "benchmarks").mkdir(parents=True)
+    (tmp_path / "data" / "benchmarks" / "speed.json").write_text(json.dumps({"one": {"share": 0.876, "zero": 0}}))
+    noted, warned = [], []
+    monkeypatch.setattr(extension.logger, "warning", lambda *text, **_: warned.append(text))
+
+    def shown(text):
+        role = extension.MeasuredRole()
+        role.text, role.inliner = text, None
+        monkeypatch.setattr(type(role), "env", type("Env", (), {"note_dependency": staticmethod(noted.append)})())
+        monkeypatch.setattr(type(role), "get_location", lambda self: "here")
+        (node,), _ = role.run()
+        return node.astext()
+
+    assert shown("speed.one.share:.0%") == "88%"
+    assert shown("speed.one.zero") == "0"
+    assert noted == [str(tmp_path / "data" / "benchmarks" / "speed.json")] * 2
+    assert not warned
+    assert shown("speed.two.share:.0%") == "?"
+    assert shown("other.one") == "?"
+    assert len(warned) == 2
+
+
+def test_the_numbers_of_the_page_on_sweeps_are_measured():
+    import re
+
+    text = (EXTENSION.parents[1] / "sweeps.md").read_text()
+    for key, form in re.findall(r"\{measured\}`([\w.]+):?([^`]*)`", text):
+        name, *parts = key.split(".")
+        value = json.loads((EXTENSION.parents[2] / "data" / "benchmarks" / f"{name}.json").read_text())
+        for part in parts:
+            value = value[part]
+        assert format(value, form)

@@ -77,7 +77,16 @@ ALLOWED = {  # module -> modules of the library that it may import beside those,
     "index": {"results"},
     "turns": {"index"},
     "declarations": set(),
-    "experiments": {"declarations", "results", "sources", "store", "training", "recording", "periods"},
+    "experiments": {"declarations", "results", "sources", "store", "training", "recording", "periods", "sweeps"},
+    "tasks": {"store"},
+    "speeds": {"recording", "results", "stack"},
+    "schedulers": set(),
+    "sweeps": {"results", "schedulers", "sources", "speeds", "store", "tasks", "training"},
+    "makespans": set(),
+    "plans": {"experiments"},
+    "widths": {"plane", "regimes"},
+    "status": {"experiments", "store", "sweeps", "turns"},
+    "doctor": {"sources", "store"},
     "claims": set(),
     "spreads": set(),
     "words": {"spreads"},
@@ -127,12 +136,28 @@ ALLOWED = {  # module -> modules of the library that it may import beside those,
     "exports": {"book", "claims", "classroom", "copies", "execution", "experiments", "notebooks", "printing", "slides"}
     | {"drawings"},
     "cli": {"experiments", "regimes", "notebooks", "execution", "book", "claims", "classroom", "exports"},
+    "classroom": {"answers", "book", "claims", "execution", "exercises", "experiments", "lessons", "notebooks"},
+    "cli": {
+        "book",
+        "claims",
+        "classroom",
+        "doctor",
+        "execution",
+        "experiments",
+        "notebooks",
+        "plans",
+        "regimes",
+        "status",
+        "store",
+        "sweeps",
+    },
     "__init__": set(),
     "__main__": {"cli"},
 }
 TORCH = {"batches", "datasets", "devices", "networks", "normalization", "optimizers", "metrics", "stack"}
 TORCH |= {"recording", "training", "guards", "evaluation", "losses"}
 TORCH |= {"preactivations", "probes", "jacobians", "symmetries", "monitor", "gauges", "adapters", "readings"}
+TORCH |= {"preactivations", "probes", "jacobians", "speeds", "symmetries", "monitor", "gauges", "adapters"}
 NO_TORCH = sorted(set(ALLOWED) - TORCH - {"__main__", "__init__"})
 
 
