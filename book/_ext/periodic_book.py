@@ -4,6 +4,7 @@
     ```{verdicts}                                       a table: how many findings of a topic have which verdict
     ```{claim-filter}                                   which claims of the scorecard are shown
     ```{takeaways}                                      the takeaways of all chapters, chapter by chapter
+    ```{faults}                                         the table of what was broken on purpose, and where it is from
     ```{lesson} module                                  a plan for lessons, from book/lessons.yml
     {count}`fails`                                      how many findings have that verdict; `findings`, `claims`: all
     {result}`03_periodic_behavior.periods_slow:.0f`     a number that a chapter published, formatted
@@ -23,7 +24,7 @@ from typing import ClassVar
 from docutils import nodes
 from docutils.parsers.rst import directives
 from docutils.statemachine import StringList
-from periodic_lib import claims, lessons, notebooks, scorecard
+from periodic_lib import claims, faults, lessons, notebooks, scorecard
 from periodic_lib.project import root
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective, SphinxRole
@@ -177,6 +178,14 @@ class Verdicts(Written):
     def run(self):
         found = claims.checked(all_records(self.env))
         return self.parsed(scorecard.counts(found, by="topic").splitlines())
+
+
+class Faults(Written):
+    """A table: what was broken on purpose, how often, and what became of it; where that was measured."""
+
+    def run(self):
+        self.env.note_dependency(str(faults.file()))
+        return self.parsed(faults.page())
 
 
 class Lesson(Written):
@@ -339,6 +348,7 @@ def setup(app):
     app.add_directive("chapter-figure", ChapterFigure)
     app.add_directive("claim-filter", ClaimFilter)
     app.add_directive("claims", Claims)
+    app.add_directive("faults", Faults)
     app.add_directive("lesson", Lesson)
     app.add_directive("verdicts", Verdicts)
     app.add_directive("takeaways", Takeaways)
