@@ -9,26 +9,20 @@ each value makes an experiment of its own.
 
 from __future__ import annotations
 
-import os
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
-
-from periodic_lib import results
+from periodic_lib import results, store
 from periodic_lib.checks import integer, known_names, one_of
 from periodic_lib.config import SEED, Record, Run, Setup, grid
 from periodic_lib.project import (
     ConfigError,
     digest,
-    folder,
     print_message,
-    print_progress,
     read_yaml,
     root,
     variable,
@@ -66,13 +60,19 @@ class Plan:
         data = own_data_digest(self.setup.dataset)
         return results.settings_of(self.setup, self.runs, self.record, data)
 
+    @cached_property
+    def keys(self) -> list[str]:
+        """The addresses of the runs in the store."""
+        data = own_data_digest(self.setup.dataset)
+        return store.run_keys(self.setup, self.runs, self.record, data)
+
     @property
     def path(self) -> Path:
         """The one place of this result; other overrides have another place, so that they never
         replace it.
         """
         suffix = f"-{digest(self.settings)[:8]}" if self.overrides else ""
-        return cache_folder() / self.name / f"{self.profile}{suffix}.nc"
+        return store.folder() / self.name / f"{self.profile}{suffix}.nc"
 
     def stale_reason(self, attributes: Mapping) -> str | None:
         """Return why a result with these attributes is not this plan's by the present code; None if
@@ -83,13 +83,6 @@ class Plan:
         if attributes.get("code") != results.code_digest():
             return "the library's training code has changed"
         return None
-
-
-def cache_folder() -> Path:
-    """Return the folder of results made on this machine: $PERIODIC_CACHE, else data/cache (not in
-    git).
-    """
-    return folder("PERIODIC_CACHE", "data", "cache")
 
 
 # ---------------------------------------------------------------- reading the declaration
@@ -242,42 +235,50 @@ def run_experiment(
         return present
     import h5netcdf  # noqa: F401 - what saving needs: its lack must not be noticed after training
 
-    with _alone(todo):
-        present = None if force else _load_if_true(todo)  # another process may have made it by now
-        return _train(todo, progress, budget) if present is None else present
-
-
-@contextmanager
-def _alone(todo: Plan) -> Iterator[None]:
-    """Let one process at a time make a result; the others wait."""
-    name = f"periodic-{os.getuid()}-{digest(str(todo.path.absolute()))[:16]}.lock"
-    lock = FileLock(Path(tempfile.gettempdir()) / name)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print_progress(
-            f"{todo.name} ({todo.profile}) is being made by another process; waiting for it."
-        )
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)  # at worst two train the same
+    with store.claimed(todo.keys, f"{todo.name} ({todo.profile})", anew=force) as left:
+        shared = todo.setup.network not in store.CONVOLUTIONAL
+        if len(left) == len(todo.keys) or (left and not shared):
+            return _train(todo, progress, budget)
+        if left:
+            _train_rest(todo, left, progress, budget)
+    # from the store, or made by another process by now; what turns out damaged is made again
+    how = {"overrides": overrides, "progress": progress, "budget": budget}
+    return run_experiment(name, profile, **how)
 
 
 def _train(todo: Plan, progress: bool, budget: float | None) -> xr.Dataset:
     """Train a plan from its resume state, if there is one, and save the result."""
-    from periodic_lib.training import train
-
     unfinished = todo.path.with_suffix(".resume.npz")
-    dataset = train(
-        todo.setup, todo.runs, todo.record, progress=progress, resume=unfinished, budget=budget
-    )
+    dataset = _trained(todo, todo.runs, unfinished, progress, budget)
     dataset = dataset.assign_attrs(experiment=todo.name, profile=todo.profile)
     _save(dataset, todo.path)
     unfinished.unlink(missing_ok=True)
     return dataset
+
+
+def _train_rest(todo: Plan, left: list[str], progress: bool, budget: float | None) -> None:
+    """Train the runs of a plan that are not stored, as `_train`, and store them."""
+    runs = [run for run, key in zip(todo.runs, todo.keys, strict=True) if key in set(left)]
+    unfinished = todo.path.with_suffix(f".{digest(left)[:8]}.resume.npz")
+    dataset = _trained(todo, runs, unfinished, progress, budget)
+    try:
+        store.put(dataset)
+    except OSError as error:
+        raise ConfigError(
+            f"the result cannot be written to {store.folder()} ({error.strerror}). Free some "
+            "space; the same command goes on from the last saved state."
+        ) from None
+    unfinished.unlink(missing_ok=True)
+
+
+def _trained(
+    todo: Plan, runs: Sequence[Run], resume: Path, progress: bool, budget: float | None
+) -> xr.Dataset:
+    """Return what training gives of some runs of a plan."""
+    from periodic_lib.training import train
+
+    how = {"progress": progress, "resume": resume, "budget": budget}
+    return train(todo.setup, runs, todo.record, **how)
 
 
 def _save(dataset: xr.Dataset, path: Path) -> None:
@@ -416,25 +417,40 @@ def state(todo: Plan) -> tuple[str, float | None]:
     """
     try:
         attributes = results.attributes(todo.path)
+        word = "ready" if todo.stale_reason(attributes) is None else "out of date"
     except FileNotFoundError:
-        return "not made", None
+        attributes, word = {}, "not made"
     except results.ResultsError:
-        return "damaged", None
-    word = "ready" if todo.stale_reason(attributes) is None else "out of date"
-    return word, float(attributes["seconds"])
+        attributes, word = {}, "damaged"
+    if word in ("not made", "out of date") and not store.missing(todo.keys):
+        return "ready", float(store.listing().loc[todo.keys, "seconds"].sum())
+    return word, float(attributes["seconds"]) if attributes else None
 
 
 def _load_if_true(todo: Plan) -> xr.Dataset | None:
+    """Return the result from its own file, else from the store; None, saying why."""
+    reason = None
     try:
         dataset = results.load(todo.path)
+        reason = todo.stale_reason(dataset.attrs)
+        if reason is None:
+            return dataset
     except FileNotFoundError:
-        return None
+        pass
     except results.ResultsError as error:
         aside = results.set_aside(todo.path)
         print_message(f"{error} Set aside as {aside.name}; making it again.")
-        return None
-    reason = todo.stale_reason(dataset.attrs)
-    if reason:
+    if not store.missing(todo.keys):
+        try:
+            return _taken(todo)
+        except results.ResultsError as error:
+            print_message(f"{error} Making its runs again.")
+    elif reason:
         print_message(f"{todo.name} ({todo.profile}) is out of date ({reason}); making it again.")
-        return None
-    return dataset
+    return None
+
+
+def _taken(todo: Plan) -> xr.Dataset:
+    """Return the result from the store, from the files of several stacks or experiments."""
+    dataset = store.take(todo.keys)
+    return dataset.assign_attrs(experiment=todo.name, profile=todo.profile)

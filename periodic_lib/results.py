@@ -17,9 +17,11 @@ import os
 import platform
 import subprocess
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -29,6 +31,10 @@ from periodic_lib.config import Record, Run, Setup
 from periodic_lib.glossary import LABELS
 from periodic_lib.project import ConfigError, digest, root, write_whole
 
+if TYPE_CHECKING:
+    import h5py
+
+FORMAT = 2  # of the files: 2 since they say `format`, `data_digest` and `stack`
 ENTRY = "training"  # the module whose imports say what a result depends on
 NO_NUMBERS = {"glossary", "project", "results"}  # imported there, too: words, files and labels
 
@@ -58,10 +64,17 @@ def with_provenance(
         record=json.dumps(record.to_dict()),
         settings=digest(settings_of(setup, runs, record, data_digest)),
         code=code_digest(),
+        data_digest=data_digest or "",
+        stack=stack_digest(runs),
         seconds=seconds,
         **origin(),
         **facts,
     )
+
+
+def stack_digest(runs: Sequence[Run]) -> str:
+    """Return a digest of the runs that are trained as one stack, in their order."""
+    return digest([run.to_dict() for run in runs])[:32]
 
 
 def origin() -> dict[str, str]:
@@ -197,6 +210,7 @@ def save(dataset: xr.Dataset, path: Path | str) -> Path:
     """
     path = Path(path).expanduser()
     packing = {name: {"zlib": True, "complevel": 1, "shuffle": True} for name in dataset.data_vars}
+    dataset = dataset.assign_attrs(format=FORMAT)
     marked = dataset.assign_attrs(sha256=checksum(dataset))
     # to memory first: HDF5 does not survive a disk that fills up while it writes
     write_whole(path, bytes(marked.to_netcdf(engine="h5netcdf", encoding=packing)))
@@ -230,7 +244,28 @@ def load(path: Path | str) -> xr.Dataset:
     written = dataset.attrs.pop("sha256", None)
     if written != checksum(dataset):
         raise ResultsError(f"{path} is damaged: its values do not match its checksum.")
+    return _migrated(dataset, path)
+
+
+def _migrated(dataset: xr.Dataset, path: Path) -> xr.Dataset:
+    """Return a result of any format as one of the present; the file stays as it is.
+
+    1, before files said their format: without `data_digest`, which for data that are no file of
+    your own is empty, and `stack`, which follows from their runs.
+    """
+    check_format(dataset.attrs, path)
+    dataset.attrs.pop("format", None)
     return dataset
+
+
+def check_format(attributes: Mapping, path: Path) -> None:
+    """Raise `ConfigError` if a file is of a newer format than this library knows."""
+    found = attributes.get("format", 1)
+    if found not in range(1, FORMAT + 1):
+        raise ConfigError(
+            f"{path} is of format {found}; this version of the library reads 1 to {FORMAT}. Update "
+            "the library, or move the file away and run again."
+        )
 
 
 def attributes(path: Path) -> dict:
@@ -252,7 +287,32 @@ def attributes(path: Path) -> dict:
         raise ResultsError(f"{path} cannot be read: damaged or not a result file.") from error
     if "sha256" not in found:
         raise ResultsError(f"{path} is not a result file.")
-    return {name: value.item() if value.size == 1 else value for name, value in found.items()}
+    found = {name: value.item() if value.size == 1 else value for name, value in found.items()}
+    check_format(found, path)
+    return found
+
+
+def labels(path: Path) -> xr.Dataset:
+    """Return a file that `save` wrote with its attributes and coordinates alone, unverified; the
+    values of other variables are not read.
+
+    Raises
+    ------
+    FileNotFoundError, ResultsError, ConfigError : as `attributes`.
+    """
+    import h5py
+
+    found = attributes(path)
+    with h5py.File(path) as stored:
+        sizes = {name: stored[name].shape[0] for name in ("run", "step") if name in stored}
+        columns = {name: stored[name] for name in Run.names() if name in stored}
+        coordinates = {name: ("run", _column(values)) for name, values in columns.items()}
+        covers = {"covers": ((), 0)} if "covers" in stored else {}
+    return xr.Dataset(covers, {n: np.arange(k) for n, k in sizes.items()} | coordinates, found)
+
+
+def _column(values: h5py.Dataset) -> np.ndarray:
+    return values.asstr()[:] if values.dtype.kind == "O" else values[:]
 
 
 def checksum(dataset: xr.Dataset) -> str:
@@ -292,6 +352,23 @@ def setup_of(dataset: xr.Dataset) -> Setup:
     if "qk_norm" not in stored and stored["network"] != "transformer":
         stored.pop("normalization", None)  # of older results: a transformer's, and without effect
     return Setup(**stored)
+
+
+def runs_of(dataset: xr.Dataset) -> list[Run]:
+    """Return the `Run`s of `dataset`, from its coordinates: nan and an empty text are None.
+
+    >>> runs_of(xr.Dataset(coords={"lr": ("run", [0.1]), "weight_decay": ("run", [0.0])}))[0].lr
+    0.1
+    """
+    missing = {field.name for field in fields(Run) if field.default is None}
+    columns = {name: dataset[name].values.tolist() for name in Run.names() if name in dataset}
+    return [
+        Run(**{n: None if n in missing and (v != v or v == "") else v for n, v in row.items()})
+        for row in (
+            dict(zip(columns, values, strict=True))
+            for values in zip(*columns.values(), strict=True)
+        )
+    ]
 
 
 def provenance(dataset: xr.Dataset) -> str:

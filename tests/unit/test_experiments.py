@@ -1,3 +1,4 @@
+import os
 import textwrap
 import threading
 import time
@@ -5,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from periodic_lib import Setup, experiments, grid, results, train
+from periodic_lib import Setup, experiments, grid, results, store, train
 from periodic_lib import project as project_module
 from periodic_lib.experiments import declared, keep, kept, plan, run_experiment, run_variants, state
 from periodic_lib.project import ConfigError
@@ -140,7 +141,7 @@ def test_who_finds_a_result_being_made_waits_and_reads_it(project, capsys):
     def ask():
         found.append(run_experiment("small", "smoke", progress=False))
 
-    with experiments._alone(todo):
+    with store.claimed(todo.keys):
         other = threading.Thread(target=ask)
         other.start()
         while "waiting" not in capsys.readouterr().err:
@@ -283,17 +284,17 @@ def test_waiting_for_another_process_is_progress_and_not_part_of_a_page(project,
     held = threading.Event()
 
     def hold():
-        with experiments._alone(todo):
+        with store.claimed(todo.keys):
             held.set()
             time.sleep(0.5)
 
     other = threading.Thread(target=hold)
     other.start()
     held.wait()
-    with experiments._alone(todo):
+    with store.claimed(todo.keys, "small (smoke)"):
         pass
     other.join()
-    assert "small (smoke) is being made by another process" in progress.read_text()
+    assert f"small (smoke) is being made by process {os.getpid()} on" in progress.read_text()
     assert capsys.readouterr().err == ""
     monkeypatch.delenv("PERIODIC_PROGRESS")
     project_module.print_progress("waiting")
