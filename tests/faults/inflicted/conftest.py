@@ -67,12 +67,20 @@ def place(template, request):
 
 @pytest.fixture
 def outcome(fault, request):
-    """What became of the fault; written down, then all must be as it must be."""
+    """What became of the fault; written down."""
     found = Outcome(fault.kind, fault.seed)
     yield found
     request.config.outcomes.append(found)
-    if found.problems:
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """Let a test fail if anything is not as it must be after its fault."""
+    result = yield
+    found = item.funcargs.get("outcome")
+    if found is not None and found.problems:
         pytest.fail(f"{found.how}\n" + "\n".join(found.problems), pytrace=False)
+    return result
 
 
 def pytest_sessionfinish(session):
