@@ -107,9 +107,7 @@ def _local(workers: int | None, threads: int) -> object:
     }
     how = {"host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:0"}
     scheduler = {"cls": distributed.Scheduler, "options": how}
-    return distributed.SpecCluster(
-        workers=kinds, scheduler=scheduler, silence_logs=logging.ERROR
-    )
+    return distributed.SpecCluster(workers=kinds, scheduler=scheduler, silence_logs=logging.ERROR)
 
 
 def gpus() -> int:

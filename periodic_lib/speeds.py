@@ -98,7 +98,9 @@ def _bytes(setup: Setup, record: Record, device: str) -> dict[str, float]:
     """Return the bytes of one run: what autograd keeps of a step, the state, rows of the tables."""
     stack, kept = Stack(setup, _runs(1), device), []
     order = stack.batch_order()
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.nbytes) or x, lambda x: x):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda x: kept.append(x.nbytes) or x, lambda x: x
+    ):
         stack.step(order.next(), None)
     state = sum(value.nbytes for value in stack.state().values())
     keep = Recorder(stack, record, order.steps_per_epoch)

@@ -388,6 +388,7 @@ def _costs(setup: Setup, record: Record) -> str:
 
     return speeds.kind(setup, record, "cpu")
 
+
 # ---------------------------------------------------------------- what is shown of it
 
 

@@ -8,6 +8,7 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from harness import EXPERIMENTS, Fault, Outcome, Place

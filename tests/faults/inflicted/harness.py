@@ -317,11 +317,13 @@ class Place:
         says: str = "",
         again_says: str = "",
         work: Callable | None = None,
+        left: str = "partial|probe|resume",
     ) -> Ended:
         """Note in `outcome` whether all is as it must be; return how the next run ended.
 
         `status`: how struck processes may have ended, beside 0. `says`, `again_says`: what they, and the next run,
-        must say, as regular expressions; who ended with 0 or was killed need say nothing. `work`: the next run.
+        must say, as regular expressions; who ended with 0 or was killed need say nothing. `work`: the next run. `left`:
+        of what may be left behind afterwards, what must not be.
         """
         for one in [struck] if isinstance(struck, Ended) else struck:
             self._look_at(outcome, one, (0, *status), says)
@@ -337,9 +339,9 @@ class Place:
                 outcome.wrong.append(f"{name}: the next run has other numbers")
         if self.files("finished") != self.kept:
             outcome.lost.append("the file of a finished result is gone or changed")
-        left = [path.name for path in self.cache.rglob("*") if re.search(r"partial|probe|resume", path.name)]
-        if left:
-            outcome.unclear.append(f"left behind: {left}")
+        names = [path.name for path in self.cache.rglob("*") if re.search(left, path.name)]
+        if names:
+            outcome.unclear.append(f"left behind: {names}")
         return again
 
     def _look_at(self, outcome, struck: Ended, status, says) -> None:

@@ -60,12 +60,12 @@ def same_arrays(one, other):
     return one.keys() == other.keys() and all(one[name].tobytes() == other[name].tobytes() for name in one)
 
 
-@pytest.mark.fault("result cut off", 10)
+@pytest.mark.fault("result cut off", 8)
 def test_result_cut_off(fault, target, outcome):
     cut_off(fault, target, outcome)
 
 
-@pytest.mark.fault("state cut off", 10)
+@pytest.mark.fault("state cut off", 8)
 def test_state_cut_off(fault, target, outcome):
     cut_off(fault, target, outcome)
 
@@ -78,12 +78,12 @@ def cut_off(fault, target, outcome):
     judge(outcome, place, path, which, content, content[:size])
 
 
-@pytest.mark.fault("result with flipped bits", 16)
+@pytest.mark.fault("result with flipped bits", 12)
 def test_result_flipped(fault, target, outcome):
     flip(fault, target, outcome)
 
 
-@pytest.mark.fault("state with flipped bits", 16)
+@pytest.mark.fault("state with flipped bits", 12)
 def test_state_flipped(fault, target, outcome):
     flip(fault, target, outcome)
 

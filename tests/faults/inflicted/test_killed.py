@@ -27,19 +27,19 @@ def strike(place, outcome, fault, events, only=(), signal=SIGKILL):
     return place.run("tiny", strikes=[save_every_step, partial(kill_at_event, number, signal, only)])
 
 
-@pytest.mark.fault("training killed at any moment", 30)
+@pytest.mark.fault("training killed at any moment", 24)
 def test_killed(fault, place, outcome, events):
     struck = strike(place, outcome, fault, events)
     place.survives(outcome, struck, status=[-SIGKILL])
 
 
-@pytest.mark.fault("training killed while it writes files", 30)
+@pytest.mark.fault("training killed while it writes files", 24)
 def test_killed_in_a_file(fault, place, outcome, events):
     struck = strike(place, outcome, fault, events, only=FILE_CALLS)
     place.survives(outcome, struck, status=[-SIGKILL])
 
 
-@pytest.mark.fault("training told to end", 12)
+@pytest.mark.fault("training told to end", 8)
 def test_told_to_end(fault, place, outcome, events):
     signal = (SIGINT, SIGTERM)[fault.seed % 2]
     struck = strike(place, outcome, fault, events, signal=signal)
@@ -47,7 +47,7 @@ def test_told_to_end(fault, place, outcome, events):
     place.survives(outcome, struck, status=[130, -SIGINT, -SIGTERM], says=says)
 
 
-@pytest.mark.fault("killed again and again", 6)
+@pytest.mark.fault("killed again and again", 3)
 def test_killed_again_and_again(fault, place, outcome, events):
     draw = fault.draw()
     numbers = [int(draw.integers(1, events[()] + 1)) for _ in range(4)]

@@ -56,7 +56,7 @@ def test_data_that_cannot_be_used(fault, place, outcome):
     place.survives(outcome, struck, experiment="own", status=[2])
 
 
-@pytest.mark.fault("data that can hardly be used", 6)
+@pytest.mark.fault("data that can hardly be used", 4)
 def test_data_that_can_hardly_be_used(fault, place, outcome):
     ways = [
         "a constant feature",

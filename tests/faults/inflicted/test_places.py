@@ -23,7 +23,7 @@ def limit_files(size):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
-@pytest.mark.fault("disk full, by a limit on files", 14)
+@pytest.mark.fault("disk full, by a limit on files", 10)
 def test_limited_files(fault, place, outcome):
     draw = fault.draw()
     size, step = int(draw.integers(0, 60_000)), int(draw.integers(0, 24))
@@ -45,7 +45,7 @@ def may_mount(template):
     subprocess.run(["umount", where], check=True)
 
 
-@pytest.mark.fault("disk full, a small file system", 6)
+@pytest.mark.fault("disk full, a small file system", 4)
 def test_small_disk(fault, may_mount, place, outcome):
     kept = {path: path.read_bytes() for path in place.cache.rglob("*") if path.is_file()}
     room = sum(map(len, kept.values())) + 4096 * (4 + len(kept))
@@ -78,7 +78,7 @@ def set_mode(path, mode):
     Path(path).chmod(mode)
 
 
-@pytest.mark.fault("rights lost", 12)
+@pytest.mark.fault("rights lost", 8)
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
 def test_rights_lost(fault, place, outcome, template):
     ways = {
@@ -131,7 +131,7 @@ def set_clock(seconds):
     datetime.datetime = Moved
 
 
-@pytest.mark.fault("clock set back", 8)
+@pytest.mark.fault("clock set back", 6)
 def test_clock_set_back(fault, place, outcome):
     draw = fault.draw()
     seconds, step = -float(10 ** draw.uniform(0, 8.5)), int(draw.integers(0, 24))
@@ -140,7 +140,7 @@ def test_clock_set_back(fault, place, outcome):
     place.survives(outcome, struck)
 
 
-@pytest.mark.fault("files from the future", 6)
+@pytest.mark.fault("files from the future", 4)
 def test_files_from_the_future(fault, place, outcome):
     future = time.time() + float(10 ** fault.draw().uniform(1, 9))
     outcome.how = f"all files are of {time.strftime('%Y-%m-%d', time.gmtime(future))}"
@@ -153,7 +153,7 @@ def test_files_from_the_future(fault, place, outcome):
     place.survives(outcome)
 
 
-@pytest.mark.fault("folder gone on the way", 4)
+@pytest.mark.fault("folder gone on the way", 2)
 def test_folder_gone(fault, place, outcome):
     step = int(fault.draw().integers(1, 24))
     outcome.how = f"the folder of the results that are made is removed at step {step}"

@@ -48,7 +48,7 @@ def damages(index, draw):
     }
 
 
-@pytest.mark.fault("index of the store damaged", 16)
+@pytest.mark.fault("index of the store damaged", 8)
 def test_index_damaged(fault, stored, template, outcome):
     place = stored.copy(template.folder.parent / f"index{fault.seed}")
     index = place.cache / ".index.jsonl"
@@ -67,7 +67,7 @@ def test_index_damaged(fault, stored, template, outcome):
         outcome.lost.append(f"files of results that are gone or changed: {gone}")
 
 
-@pytest.mark.fault("shared runs, wanted by two at once", 8)
+@pytest.mark.fault("shared runs, wanted by two at once", 6)
 def test_shared_runs(fault, place, outcome):
     draw = fault.draw()
     number = int(draw.integers(1, 600_000))
@@ -79,13 +79,13 @@ def test_shared_runs(fault, place, outcome):
         place.start("run", second, "--profile", "smoke", strikes=[save_every_step]),
     ]
     ended = [one.end() for one in running]
-    place.survives(outcome, ended, status=[-SIGKILL])
+    place.survives(outcome, ended, status=[-SIGKILL], left="partial|probe")  # a state of runs that came otherwise
     again = place.run("half")
     if again.served != {"half": place.expected["half"]}:
         outcome.wrong.append(f"`half` has other numbers, or none: {again.text[-1500:]}")
 
 
-@pytest.mark.fault("file of shared runs damaged", 6)
+@pytest.mark.fault("file of shared runs damaged", 4)
 def test_shared_file_damaged(fault, stored, template, outcome):
     place = stored.copy(template.folder.parent / f"shared{fault.seed}")
     draw = fault.draw()

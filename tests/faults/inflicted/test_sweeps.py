@@ -44,7 +44,7 @@ def judge(outcome, place, ended, **how):
         outcome.lost.append("a stack that was stored is gone or changed")
 
 
-@pytest.mark.fault("sweep killed", 12)
+@pytest.mark.fault("sweep killed", 8)
 def test_sweep_killed(fault, place, outcome):
     number = int(fault.draw().integers(1, 1_500_000))
     outcome.how = f"killed at event {number}"
@@ -68,7 +68,7 @@ def need_memory(limit, step):
     Stack.step = struck
 
 
-@pytest.mark.fault("out of memory in a stack", 8)
+@pytest.mark.fault("out of memory in a stack", 4)
 def test_out_of_memory(fault, place, outcome):
     draw = fault.draw()
     limit, step = 1 + fault.seed % 4, int(draw.integers(0, 24))
@@ -147,7 +147,7 @@ def address(place):
     return json.loads((place.folder / "scheduler.json").read_text())["address"]
 
 
-@pytest.mark.fault("Dask worker killed", 3)
+@pytest.mark.fault("Dask worker killed", 2)
 def test_worker_killed(fault, place, outcome, cluster):
     ended = struck(place, outcome, cluster, 1)
     if "many" not in ended.served:
@@ -155,11 +155,11 @@ def test_worker_killed(fault, place, outcome, cluster):
     judge(outcome, place, ended)
 
 
-@pytest.mark.fault("Dask scheduler killed", 3)
+@pytest.mark.fault("Dask scheduler killed", 2)
 def test_scheduler_killed(fault, place, outcome, cluster):
     judge(outcome, place, struck(place, outcome, cluster, 0), status=[2], says="is gone; what was finished is stored")
 
 
-@pytest.mark.fault("sweep's client killed", 3)
+@pytest.mark.fault("sweep's client killed", 2)
 def test_client_killed(fault, place, outcome, cluster):
     judge(outcome, place, struck(place, outcome, cluster, 2), status=[-SIGKILL])

@@ -7,7 +7,7 @@ import pytest
 from harness import FILE_CALLS, kill_at_event, save_every_step
 
 
-@pytest.mark.fault("two writers at once", 6)
+@pytest.mark.fault("two writers at once", 4)
 def test_two_writers(fault, place, outcome):
     many, forced = 2 + fault.seed % 2, ["--force"] * (fault.seed % 3 == 0)
     outcome.how = f"{many} processes make the same{', each anew' if forced else ''}"
@@ -17,7 +17,7 @@ def test_two_writers(fault, place, outcome):
     place.survives(outcome, [one.end() for one in started])
 
 
-@pytest.mark.fault("the writer killed while another waits", 8)
+@pytest.mark.fault("the writer killed while another waits", 6)
 def test_writer_killed(fault, place, outcome):
     draw = fault.draw()
     number, only = (int(draw.integers(1, 100_000)), ()) if fault.seed % 2 else (int(draw.integers(1, 300)), FILE_CALLS)
