@@ -147,7 +147,7 @@ class _ForHuggingFace(_Carrier):
     def _resume(self, args, state) -> None:
         path = Path(args.output_dir) / f"checkpoint-{state.global_step}" / STATE_FILE
         if state.global_step and path.exists():
-            self._restored = torch.load(path)
+            self._restored = torch.load(path, weights_only=True)
 
     @carefully
     def _read(self, model, arguments, options, output) -> None:

@@ -17,6 +17,8 @@ from periodic_lib.project import ConfigError
 
 Answer = str | list[float]  # one of the choices, or numbers
 
+KEY_BYTES = 2**20  # of an unpacked answer key
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -133,9 +135,10 @@ class Key:
         ConfigError : if the text is damaged.
         """
         try:
-            content = json.loads(zlib.decompress(base64.b64decode(text, validate=True)))
+            packed = base64.b64decode(text, validate=True)
+            content = json.loads(zlib.decompressobj().decompress(packed, KEY_BYTES))
             questions = {label: Question(**values) for label, values in content.items()}
-        except (ValueError, TypeError, AttributeError, zlib.error) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError, zlib.error) as error:
             raise ConfigError(
                 f"the answer key of this notebook is damaged ({error}); take a fresh copy of it."
             ) from None

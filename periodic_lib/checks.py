@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from periodic_lib.project import ConfigError
 
+SMALLEST, LARGEST = 1.1754944e-38, 3.4028234e38  # that float32 holds with all digits
 HIGHEST = 10**9  # of every whole number: steps, seeds, widths
 
 
@@ -19,7 +20,7 @@ def known_names(kind: str, given: Iterable[str], legal: Sequence[str]) -> None:
         if name not in legal:
             close = difflib.get_close_matches(str(name), legal, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ConfigError(f"unknown {kind} {name!r}; known: {', '.join(legal)}.{hint}")
+            raise ConfigError(f"unknown {kind} {shown(name)}; known: {', '.join(legal)}.{hint}")
 
 
 def one_of(name: str, value: object, legal: Sequence[str]) -> str:
@@ -29,9 +30,9 @@ def one_of(name: str, value: object, legal: Sequence[str]) -> str:
     ------
     ConfigError : if it is not.
     """
-    if value not in legal:
+    if not isinstance(value, str) or value not in legal:
         words = ", ".join(repr(word) for word in legal)
-        raise ConfigError(f"`{name}` must be one of {words}; got {value!r}.")
+        raise ConfigError(f"`{name}` must be one of {words}; got {shown(value)}.")
     return str(value)
 
 
@@ -53,6 +54,11 @@ def number(
         raise ConfigError(f"`{name}` must be {meaning}; got {shown(value)}.") from None
     if not (low < result if low_open else low <= result) or not result < high:  # also refuses nan
         raise ConfigError(f"`{name}` must be {meaning}; got {shown(value)}.")
+    if result and not SMALLEST <= abs(result) <= LARGEST:
+        raise ConfigError(
+            f"`{name}` must be {meaning}, of at least {SMALLEST:g} and at most {LARGEST:g}, which "
+            f"32 bits can hold; got {shown(value)}."
+        )
     return result
 
 
@@ -72,8 +78,8 @@ def flag(name: str, value: object) -> bool:
     ------
     ConfigError : if it is neither.
     """
-    if value not in (True, False) or not isinstance(value, int):
-        raise ConfigError(f"`{name}` must be true or false; got {value!r}.")
+    if not isinstance(value, int) or value not in (True, False):
+        raise ConfigError(f"`{name}` must be true or false; got {shown(value)}.")
     return bool(value)
 
 

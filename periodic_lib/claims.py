@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from periodic_lib.checks import known_names, number, one_of
-from periodic_lib.project import ConfigError, folder, read_yaml, root, write_whole
+from periodic_lib.outside import read_yaml
+from periodic_lib.project import ConfigError, folder, root, write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -190,7 +191,7 @@ def read_record(path: Path) -> dict:
     again = f"Execute the chapter again: `periodic book {path.stem} --force`."
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read ({error}). {again}") from error
     if not isinstance(record, dict) or not {"numbers", "claims", "figures"} <= set(record):
         raise ConfigError(f"{path} is no record of a chapter. {again}")

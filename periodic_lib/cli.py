@@ -16,16 +16,13 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-import yaml
-
 from periodic_lib import experiments
 from periodic_lib.checks import known_names, shown
+from periodic_lib.outside import parse_yaml
 from periodic_lib.project import ConfigError, Unfinished, print_message, root
 
 UNFINISHED = 3  # exit status
 INTERRUPTED = 130  # exit status
-# what yaml.safe_load raises for text that is not YAML, or says more than it can hold
-NOT_YAML = (yaml.YAMLError, ValueError, OverflowError, AttributeError, RecursionError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -205,8 +202,8 @@ def parse_overrides(assignments: Sequence[str]) -> dict:
                 f"`--set` must be NAME=VALUE, for example lr=[0.03,0.1]; got {shown(assignment)}."
             )
         try:
-            values[name.strip()] = yaml.safe_load(text)
-        except NOT_YAML:
+            values[name.strip()] = parse_yaml(text, f"--set {name}")
+        except ConfigError:
             raise ConfigError(
                 f"`--set {name}` must be a number, a word or a [list]; got {shown(text)}."
             ) from None

@@ -10,12 +10,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from math import inf
+from math import inf, prod
 from pathlib import Path
 from typing import ClassVar
 
 from periodic_lib.changes import checked_changes
-from periodic_lib.checks import flag, integer, known_names, number, one_of, optional
+from periodic_lib.checks import flag, integer, known_names, number, one_of, optional, shown
 from periodic_lib.project import ConfigError
 
 DATASETS = ("digits", "breast_cancer", "moby_dick", "cifar10", "cifar100", "fashion_mnist")
@@ -51,7 +51,7 @@ def _dataset(name: str, value: object) -> str:
         return one_of(name, value, DATASETS)
     except ConfigError as error:
         raise ConfigError(
-            f"{str(error).split(';')[0]}, or the path of a .npz file; got {value!r}."
+            f"{str(error).split(';')[0]}, or the path of a .npz file; got {shown(value)}."
         ) from None
 
 
@@ -363,6 +363,7 @@ class Record(_Checked):
 
 
 SEED = "seed"  # in a grid: one number for init_seed and data_seed
+GRID_RUNS = 200_000
 GRID_NAMES = (*Run.names(), SEED)
 
 
@@ -393,6 +394,11 @@ def grid(**values: object) -> list[Run]:
     for name, column in columns.items():
         if not column:
             raise ConfigError(f"the grid is empty: `{name}` must have at least one value; got [].")
+    size = prod(map(len, columns.values()))
+    if size > GRID_RUNS:
+        raise ConfigError(
+            f"a grid has at most {GRID_RUNS:,} runs; got {size:,}. Take fewer values."
+        )
     return [
         _run(dict(zip(columns, row, strict=True))) for row in itertools.product(*columns.values())
     ]

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from periodic_lib import notebooks, theory
 from periodic_lib.answers import Answer, Question
 from periodic_lib.checks import integer, known_names, number, one_of, shown
-from periodic_lib.project import ConfigError, read_yaml, root
+from periodic_lib.outside import read_yaml
+from periodic_lib.project import ConfigError, root
 
 KINDS = ("by hand", "by slider", "by code")
 NEEDED = ("kind", "level", "minutes", "ask", "hint", "answer", "wrong")

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING
 from periodic_lib import results, store
 from periodic_lib.checks import integer, known_names, one_of
 from periodic_lib.config import SEED, Record, Run, Setup, grid
+from periodic_lib.declarations import declared, names
 from periodic_lib.project import (
     ConfigError,
     digest,
     print_message,
-    read_yaml,
     root,
     variable,
 )
@@ -32,10 +32,7 @@ from periodic_lib.sources import own_data_digest
 if TYPE_CHECKING:
     import xarray as xr
 
-PROFILES = ("smoke", "classroom", "paper")
 KEPT_ROWS = 20_000  # of a record that goes into git as it is
-ENTRY_KEYS = ("chapter", "also", "question", "setup", "vary", "grid", "record", "profiles")
-PROFILE_KEYS = ("setup", "vary", "grid", "record", "minutes")
 
 
 @dataclass(frozen=True)
@@ -85,46 +82,7 @@ class Plan:
         return None
 
 
-# ---------------------------------------------------------------- reading the declaration
-
-
-def declared() -> dict[str, dict]:
-    """Return every declared experiment: name -> entry of book/experiments.yml.
-
-    The entries made by `vary` follow the entry that declares it, under its name and the changed
-    parameter and value, for example `conditions_width_8`; their key `part_of` is (its name,
-    parameter, value).
-    """
-    path = root() / "book" / "experiments.yml"
-    entries = read_yaml(path)
-    for name, entry in entries.items():
-        if not isinstance(entry, dict) or not isinstance(entry.get("profiles"), dict):
-            raise ConfigError(f"{path}: experiment {name!r} must be a mapping that has `profiles`.")
-        known_names(f"key of experiment {name!r} in {path.name}", entry, ENTRY_KEYS)
-        known_names(f"profile of experiment {name!r} in {path.name}", entry["profiles"], PROFILES)
-    return {
-        key: one
-        for name, entry in entries.items()
-        for key, one in _with_variants(name, entry).items()
-    }
-
-
-def _with_variants(name: str, entry: dict) -> dict[str, dict]:
-    """Return the entry and one for each value that it varies, in the profiles that vary it."""
-    found = {name: entry}
-    for profile, chosen in entry["profiles"].items():
-        for parameter, values in ((chosen or {}).get("vary", entry.get("vary")) or {}).items():
-            for value in values:
-                setup = {**((chosen or {}).get("setup") or {}), parameter: value}
-                key = f"{name}_{parameter}_{str(value).lower()}"
-                new = {**entry, "part_of": (name, parameter, value), "profiles": {}}
-                found.setdefault(key, new)["profiles"][profile] = {**(chosen or {}), "setup": setup}
-    return found
-
-
-def names() -> list[str]:
-    """Return the names of all experiments but those that `vary` makes of one."""
-    return [name for name, entry in declared().items() if "part_of" not in entry]
+# ---------------------------------------------------------------- plans
 
 
 def plan(name: str, profile: str = "classroom", overrides: Mapping | None = None) -> Plan:
@@ -146,13 +104,11 @@ def plan(name: str, profile: str = "classroom", overrides: Mapping | None = None
     entry, overrides = entries[name], dict(overrides or {})
     one_of("profile", profile, tuple(entry["profiles"]))
     chosen = entry["profiles"][profile] or {}
-    known_names(f"key of profile {profile!r} of {name!r}", chosen, PROFILE_KEYS)
     known_names("parameter", overrides, (*Setup.names(), *Run.names(), SEED, *Record.names()))
 
-    def merged(section: str, names: tuple[str, ...]) -> dict:
+    def merged(section: str, legal: tuple[str, ...]) -> dict:
         values = {**(entry.get(section) or {}), **(chosen.get(section) or {})}
-        known_names(f"parameter in `{section}` of {name!r}", values, names)
-        return {**values, **{key: value for key, value in overrides.items() if key in names}}
+        return {**values, **{key: value for key, value in overrides.items() if key in legal}}
 
     return Plan(
         name=name,
@@ -179,9 +135,9 @@ def _runs(grids: Mapping | list, overrides: Mapping) -> list[Run]:
     grids = grids if isinstance(grids, list) else [grids]
     runs = []
     for one in grids:
-        kept = {key: value for key, value in one.items() if key not in replaced}
-        runs += [run for run in grid(**{**kept, **changed}) if run not in runs]
-    return runs
+        kept = {key: value for key, value in (one or {}).items() if key not in replaced}
+        runs += grid(**{**kept, **changed})
+    return list(dict.fromkeys(runs))
 
 
 def seed_shift() -> int:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from periodic_lib import execution, exercises, notebooks
 from periodic_lib.checks import integer, known_names
-from periodic_lib.project import ConfigError, read_yaml, root
+from periodic_lib.outside import read_yaml
+from periodic_lib.project import ConfigError, root
 
 KEYS = ("title", "goals", "sessions")
 SESSION_KEYS = ("title", "minutes", "steps")

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from periodic_lib import experiments
 from periodic_lib.checks import known_names
-from periodic_lib.project import ConfigError, read_yaml, root, write_whole
+from periodic_lib.outside import read_yaml
+from periodic_lib.project import ConfigError, root, write_whole
 
 HIDDEN = {"hide-input", "hide-cell"}  # tags of cells whose code the page folds
 TAKEAWAY = re.compile(
@@ -38,8 +39,20 @@ def chapters() -> list[str]:
 
 
 def read(path: Path) -> dict:
-    """Return a notebook as a dictionary."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Return a notebook as a dictionary; nothing in it is executed.
+
+    Raises
+    ------
+    ConfigError : if it cannot be read, or is no notebook.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if all(isinstance(source(cell), str) and "cell_type" in cell for cell in found["cells"]):
+            return found
+        reason = "a cell has no type"
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:100]
+    raise ConfigError(f"{path} is no notebook that can be read: {reason}.")
 
 
 def source(cell: Mapping) -> str:

@@ -1,4 +1,4 @@
-"""What is of the project and not of its science: where it is, what its environment says, YAML,
+"""What is of the project and not of its science: where it is, what its environment says,
 messages, files, digests.
 
 The ground floor: imports nothing of the library.
@@ -15,8 +15,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
+from typing import TextIO
 
 VARIABLES = {  # of the environment: what each is for, what holds without it; also in README
     "PERIODIC_ROOT": ("the project folder", "found upwards of the working directory"),
@@ -107,64 +107,25 @@ def print_progress(text: str) -> None:
     if target is None:
         print_message(text)
         return
-    with open(target, "a", encoding="utf-8") as stream:
+    with open_progress("a") as stream:
         stream.write(f"{text}\n")
 
 
-# ---------------------------------------------------------------- YAML
-
-
-def read_yaml(path: Path) -> dict:
-    """Return the mapping in a YAML file.
+def open_progress(mode: str) -> TextIO:
+    """Open the file that $PERIODIC_PROGRESS names.
 
     Raises
     ------
-    ConfigError : naming the file and the line, if it cannot be read or is no mapping.
+    ConfigError : if it cannot be written.
     """
-    import yaml
-
+    target = variable("PERIODIC_PROGRESS")
     try:
-        content = _parsed(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {error}.") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}" if mark else "unknown line"
-        problem = getattr(error, "problem", None) or error
-        raise ConfigError(f"{path}, {where}: {problem}.") from error
-    if not isinstance(content, dict):
-        kind = type(content).__name__
-        raise ConfigError(f"{path}, line 1: must be a mapping of names to entries; got {kind}.")
-    return content
-
-
-@lru_cache(maxsize=8)
-def _parsed(text: str) -> object:
-    """Return what a YAML text says; not to be changed: whoever reads the same text gets the same
-    object.
-    """
-    import yaml
-
-    return yaml.load(text, _loader())  # noqa: S506 - a SafeLoader
-
-
-@lru_cache(maxsize=1)
-def _loader() -> type:
-    """Return a loader of YAML in which a name given twice is an error, not a silent choice."""
-    import yaml
-
-    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # compiled: ten times faster
-        def construct_mapping(self, node, deep=False):
-            seen = set()
-            for key, _ in node.value:
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        problem=f"{key.value!r} is given twice", problem_mark=key.start_mark
-                    )
-                seen.add(key.value)
-            return super().construct_mapping(node, deep)
-
-    return Loader
+        return open(target, mode, encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"PERIODIC_PROGRESS names {target!r}, which cannot be written: {reason}."
+        ) from None
 
 
 # ---------------------------------------------------------------- files, all or nothing

@@ -7,17 +7,19 @@ place in a list.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import ceil, prod
 
 import numpy as np
 import torch
 import xarray as xr
 
-from periodic_lib import metrics, results
+from periodic_lib import metrics, outside, results
 from periodic_lib.config import Record, Run
 from periodic_lib.project import ConfigError
 from periodic_lib.stack import Stack
 
 PARTS = ("layer", "neuron")
+COPIES = 3  # of a record in memory, while it is saved
 SNAPSHOT_BYTES = 4e9  # of all snapshots of a record together
 
 
@@ -31,7 +33,7 @@ class Recorder:
 
     Raises
     ------
-    ConfigError : if the snapshots would not fit into memory.
+    ConfigError : if the record would not fit into memory, naming the cheapest way out.
     """
 
     def __init__(self, stack: Stack, record: Record, steps_per_epoch: int):
@@ -49,26 +51,41 @@ class Recorder:
         self._check_snapshots()
         wanted = {"layer": record.layers, "neuron": record.neurons, "batch": record.batch_sharpness}
         self.parts = tuple(part for part, keep in wanted.items() if keep)
-        self.tables = self._empty_tables()
+        shapes, how = self._shapes(), stack.weights
+        self.sizes = self._sizes(shapes)  # bytes of all that is kept, by what it is kept of
+        _check_memory(self.sizes, record)
+        self.tables = {
+            name: torch.zeros(shape, dtype=how.dtype, device=stack.device)
+            for name, shape in shapes.items()
+        }
         self.sums = {name: torch.zeros_like(table[0]) for name, table in self.tables.items()}
         # when -> step -> one tensor for each measure
         self.looks: dict[str, dict[int, tuple[torch.Tensor, ...]]] = {when: {} for when in asked}
 
-    def _empty_tables(self) -> dict[str, torch.Tensor]:
-        """Return zeros (rows, measures, runs) for "step" and "batch", and (rows, measures, runs,
-        parts) for each kind of part.
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return (rows, measures, runs) for "step" and "batch", and (rows, measures, runs, parts)
+        for each kind of part.
         """
         stack, runs = self.stack, len(self.stack.runs)
         neurons = sum(shape[0] for shape in stack.shapes.values())
         more = {"layer": (len(stack.shapes),), "neuron": (neurons,)}
-        shapes = {
-            name: (len(_kept(name)), runs, *more.get(name, ())) for name in ("step", *self.parts)
-        }
-        rows, how = -(-stack.setup.steps // self.every), stack.weights
+        rows = -(-stack.setup.steps // self.every)
         return {
-            name: torch.zeros(rows, *shape, dtype=how.dtype, device=stack.device)
-            for name, shape in shapes.items()
+            name: (rows, len(_kept(name)), runs, *more.get(name, ()))
+            for name in ("step", *self.parts)
         }
+
+    def _sizes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+        """Return the bytes of the tables of these shapes, and of what `look` will keep."""
+        stack = self.stack
+        sizes = {name: prod(shape) * stack.weights.element_size() for name, shape in shapes.items()}
+        logits = len(stack.data.y_test) * stack.data.classes
+        numbers = {"snapshot": stack.n_invariant + logits}  # of a run, in one look
+        for when, (every, _) in self._schedule.items():
+            looks = -(-stack.setup.steps // every) + 1
+            each = 4 * numbers[when] if when in numbers else 8 * len(metrics.measures(when))
+            sizes[when] = looks * len(stack.runs) * each
+        return sizes
 
     def _check_snapshots(self) -> None:
         if "snapshot" not in self._schedule:
@@ -220,6 +237,18 @@ class Recorder:
         if part == "layer":
             return list(shapes)
         return [f"{name}[{row}]" for name, shape in shapes.items() for row in range(shape[0])]
+
+
+def _check_memory(sizes: Mapping[str, int], record: Record) -> None:
+    """Raise `ConfigError` unless a record of these sizes fits into memory `COPIES` times."""
+    need, there = COPIES * sum(sizes.values()), outside.SPARE * outside.available_memory()
+    less = COPIES * (sum(sizes.values()) - sizes.get("neuron", 0))
+    if record.neurons and less <= there:
+        instead = f"Set neurons: false; it takes {less / 1e9:,.2g} GB then."
+    else:
+        every = ceil(record.every * need / max(there, 1))
+        instead = f"Set every: {every}, or take fewer runs at once."
+    outside.require_memory(need, "the record", instead)
 
 
 def _kept(table: str) -> tuple[metrics.Measure, ...]:

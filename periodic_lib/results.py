@@ -15,28 +15,30 @@ import io
 import json
 import os
 import platform
+import stat
 import subprocess
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
+from periodic_lib import outside
 from periodic_lib.config import Record, Run, Setup
 from periodic_lib.glossary import LABELS
 from periodic_lib.project import ConfigError, digest, root, write_whole
 
-if TYPE_CHECKING:
-    import h5py
-
 FORMAT = 2  # of the files: 2 since they say `format`, `data_digest` and `stack`
 ENTRY = "training"  # the module whose imports say what a result depends on
-NO_NUMBERS = {"glossary", "project", "results"}  # imported there, too: words, files and labels
+NO_NUMBERS = {
+    "glossary",
+    "outside",
+    "project",
+    "results",
+}  # imported there, too: words, files and labels
 
 
 class ResultsError(ValueError):
@@ -226,18 +228,18 @@ def load(path: Path | str) -> xr.Dataset:
     ConfigError : if it may not be read.
     ResultsError : if it is damaged: it is no result, or its values are not those that were written.
     """
+    import h5py
+
     path = Path(path).expanduser()
+    content = _content(path)
     try:
-        content = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise FileNotFoundError(f"no results at {path}: make them with `periodic run`.") from None
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
-    try:
+        limit = outside.SPARE * outside.available_memory()
+        with h5py.File(io.BytesIO(content)) as stored:
+            outside.check_hdf5(stored, limit)
         with xr.open_dataset(io.BytesIO(content), engine="h5netcdf") as stored:
             dataset = stored.load()
     except Exception as error:  # h5py, h5netcdf and xarray raise many kinds for a damaged file
-        kind = type(error).__name__
+        kind = str(error) if isinstance(error, outside.Refused) else type(error).__name__
         raise ResultsError(
             f"{path} cannot be read ({kind}): damaged or not a result file."
         ) from error
@@ -245,6 +247,20 @@ def load(path: Path | str) -> xr.Dataset:
     if written != checksum(dataset):
         raise ResultsError(f"{path} is damaged: its values do not match its checksum.")
     return _migrated(dataset, path)
+
+
+def _content(path: Path) -> bytes:
+    """Return the bytes of a file, if it is one and fits into memory."""
+    try:
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode):  # a pipe or a device could go on for ever
+            raise ConfigError(f"{path} cannot be read: it is no file.")
+        outside.require_memory(2 * facts.st_size, str(path), "Move it away.")
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"no results at {path}: make them with `periodic run`.") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
 
 
 def _migrated(dataset: xr.Dataset, path: Path) -> xr.Dataset:
@@ -282,37 +298,15 @@ def attributes(path: Path) -> dict:
         raise FileNotFoundError(f"no results at {path}: make them with `periodic run`.")
     try:
         with h5py.File(path) as stored:
+            outside.check_hdf5(stored, outside.SPARE * outside.available_memory())
             found = {name: np.asarray(value) for name, value in stored.attrs.items()}
-    except OSError as error:
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:  # as h5py calls it
         raise ResultsError(f"{path} cannot be read: damaged or not a result file.") from error
     if "sha256" not in found:
         raise ResultsError(f"{path} is not a result file.")
     found = {name: value.item() if value.size == 1 else value for name, value in found.items()}
     check_format(found, path)
     return found
-
-
-def labels(path: Path) -> xr.Dataset:
-    """Return a file that `save` wrote with its attributes and coordinates alone, unverified; the
-    values of other variables are not read.
-
-    Raises
-    ------
-    FileNotFoundError, ResultsError, ConfigError : as `attributes`.
-    """
-    import h5py
-
-    found = attributes(path)
-    with h5py.File(path) as stored:
-        sizes = {name: stored[name].shape[0] for name in ("run", "step") if name in stored}
-        columns = {name: stored[name] for name in Run.names() if name in stored}
-        coordinates = {name: ("run", _column(values)) for name, values in columns.items()}
-        covers = {"covers": ((), 0)} if "covers" in stored else {}
-    return xr.Dataset(covers, {n: np.arange(k) for n, k in sizes.items()} | coordinates, found)
-
-
-def _column(values: h5py.Dataset) -> np.ndarray:
-    return values.asstr()[:] if values.dtype.kind == "O" else values[:]
 
 
 def checksum(dataset: xr.Dataset) -> str:
@@ -352,23 +346,6 @@ def setup_of(dataset: xr.Dataset) -> Setup:
     if "qk_norm" not in stored and stored["network"] != "transformer":
         stored.pop("normalization", None)  # of older results: a transformer's, and without effect
     return Setup(**stored)
-
-
-def runs_of(dataset: xr.Dataset) -> list[Run]:
-    """Return the `Run`s of `dataset`, from its coordinates: nan and an empty text are None.
-
-    >>> runs_of(xr.Dataset(coords={"lr": ("run", [0.1]), "weight_decay": ("run", [0.0])}))[0].lr
-    0.1
-    """
-    missing = {field.name for field in fields(Run) if field.default is None}
-    columns = {name: dataset[name].values.tolist() for name in Run.names() if name in dataset}
-    return [
-        Run(**{n: None if n in missing and (v != v or v == "") else v for n, v in row.items()})
-        for row in (
-            dict(zip(columns, values, strict=True))
-            for values in zip(*columns.values(), strict=True)
-        )
-    ]
 
 
 def provenance(dataset: xr.Dataset) -> str:

@@ -20,7 +20,6 @@ import importlib
 import io
 import sys
 import warnings
-import zipfile
 import zlib
 from functools import cache
 from http.client import HTTPException
@@ -30,7 +29,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from periodic_lib import project
+from periodic_lib import outside, project
 from periodic_lib.checks import known_names
 from periodic_lib.project import ConfigError
 
@@ -214,23 +213,21 @@ def _check_size(name: str, size: int) -> None:
 def _unpacked(name: str, content: bytes) -> Arrays:
     """Return the arrays of an .npz file; raise `ConfigError` unless they are the four plain."""
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-        _check_size(name, size)
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:  # a pickle could run code
-            found = dict(file)
-    except ConfigError:
-        raise
-    except Exception as error:  # both readers raise anything, from TokenError to MemoryError
+        limit = min(MAX_BYTES, outside.SPARE * outside.available_memory())
+        found = outside.read_npz(io.BytesIO(content), limit)
+    except outside.TooLarge as error:
+        _check_size(name, error.size)
+        outside.require_memory(error.size, f"`dataset` {name!r}", "Take fewer examples.")
+        raise ConfigError(f"`dataset` {name!r}: {_one_line(error)}.") from None
+    except (outside.Refused, OSError) as error:
         raise ConfigError(
             f"{name} is not a readable .npz file of plain arrays: {_one_line(error)}"
         ) from None
     known_names(f"array in {name}:", found, Arrays._fields)
     for field in Arrays._fields:
-        if not isinstance(found.get(field), np.ndarray):  # bytes: a file that is no array
+        if field not in found:
             raise ConfigError(
-                f"{name} must have the arrays {', '.join(Arrays._fields)}; `{field}` is missing "
-                "or no array."
+                f"{name} must have the arrays {', '.join(Arrays._fields)}; `{field}` is missing."
             )
     return Arrays(**found)
 

@@ -15,13 +15,14 @@ from functools import partial
 import numpy as np
 import torch
 
-from periodic_lib import batches, datasets, devices, losses, metrics, networks, optimizers
+from periodic_lib import batches, datasets, devices, losses, metrics, networks, optimizers, outside
 from periodic_lib.config import Run, Setup
 from periodic_lib.evaluation import Evaluation
 from periodic_lib.guards import Guards
 from periodic_lib.project import ConfigError
 
 SCHEDULE_CHUNK = 1000  # steps whose learning-rate factors are on the device at once
+WEIGHT_COPIES = 6  # drawn, weights, gradient, new weights, the optimizer's two
 FULL_BATCH_NUMBERS = 2**26  # input numbers of a full batch up to which all runs are stepped at once
 
 
@@ -54,6 +55,7 @@ class Stack(Evaluation):
         self.data = datasets.load(setup, device) if data is None else data.to(device)
         self.network = networks.build(setup, self.data.shape, self.data.classes)
         self.loss_of, self.labels = losses.LOSSES[setup.loss], self.data.y_train
+        self._check_memory()
         self._lay_out(self._initial_values(initial or {}))
         n, dtype = self.weights.shape[1], self.weights.dtype
         self.optimizer = optimizers.make(setup, runs, self.n_invariant, n, dtype, device)
@@ -75,6 +77,16 @@ class Stack(Evaluation):
         self._constant = schedules <= {"constant", "constant_elr"} and not warm
         self._loss = torch.compile(self._mean_loss) if compiled else self._mean_loss
         self._graphs: dict[int, devices.Graph] = {}
+
+    def _check_memory(self) -> None:
+        """Raise `ConfigError` unless the weights fit into memory with all that a step makes."""
+        weights = sum(int(np.prod(one.shape, dtype=object)) for one in self.network.parameters)
+        runs, width = len(self.runs), self.setup.width
+        outside.require_memory(
+            WEIGHT_COPIES * runs * weights * getattr(torch, self.setup.dtype).itemsize,
+            f"a stack of {runs} networks of {weights:,} weights",
+            f"Take a smaller `width` than {width}, or fewer runs at once.",
+        )
 
     def _initial_values(self, given: Mapping) -> networks.Tensors:
         names = [parameter.name for parameter in self.network.parameters]

@@ -14,7 +14,7 @@ import torch
 import xarray as xr
 from tqdm import tqdm
 
-from periodic_lib import project, results
+from periodic_lib import outside, project, results
 from periodic_lib.batches import FixedOrder
 from periodic_lib.checks import number
 from periodic_lib.config import Record, Run, Setup
@@ -163,8 +163,9 @@ class Resume:
 
     def __init__(self, path: Path, stack: Stack, keep: Recorder, explicit: tuple):
         state = sum(value.nbytes for value in stack.state().values())
-        tables = sum(table.nbytes for table in keep.tables.values())
-        project.check_writable(path, OVERHEAD + state + tables)
+        size = OVERHEAD + state + sum(keep.sizes.values())
+        project.check_writable(path, size)
+        self.limit = 2 * size  # of what is read back
         self.path, self.stack, self.keep = path, stack, keep
         device = str(stack.device)
         name = torch.cuda.get_device_name() if device.startswith("cuda") else device
@@ -191,14 +192,14 @@ class Resume:
     def _read(self) -> dict[str, np.ndarray] | None:
         """Return what the file holds; None, with a message, if it is no state of this one."""
         try:
-            with np.load(self.path, allow_pickle=False) as stored:
-                if str(stored["key"]) != self.key:  # looked at before anything large is read
-                    return self._dropped("belongs to other settings, code or versions")
-                content = {name: stored[name] for name in stored.files if name != "key"}
+            if str(outside.read_npz(self.path, self.limit, ["key"]).get("key")) != self.key:
+                return self._dropped("belongs to other settings, code or versions")
+            content = outside.read_npz(self.path, self.limit)
         except FileNotFoundError:
             return None
-        except Exception as error:  # a damaged archive raises many kinds
-            return self._dropped(f"is damaged ({type(error).__name__})")
+        except (outside.Refused, OSError) as error:
+            return self._dropped(f"is damaged ({error})")
+        content.pop("key")
         if str(content.pop("sha256", "")) != project.digest_of_arrays(content):
             return self._dropped("is damaged")
         return content
@@ -262,11 +263,7 @@ def _progress_bar(steps: int, done: int, show: bool):
     another process.
     """
     target = project.variable("PERIODIC_PROGRESS")
-    with (
-        open(target, "w", encoding="utf-8")
-        if show and target
-        else nullcontext(sys.stderr) as stream
-    ):
+    with project.open_progress("w") if show and target else nullcontext(sys.stderr) as stream:
         live = target or stream.isatty()  # in a log, a line now and then
         style = (
             {"dynamic_ncols": True}

@@ -11,9 +11,10 @@ import periodic_lib
 from periodic_lib import results
 
 FOLDER = Path(periodic_lib.__file__).parent
-FLOOR = {"project", "checks", "config", "glossary"}  # may be imported by every module above
+FLOOR = {"project", "outside", "checks", "config", "glossary"}  # may be imported by every module above
 ALLOWED = {  # module -> modules of the library that it may import beside those, lazily or not
     "project": set(),
+    "outside": {"project"},
     "glossary": set(),
     "checks": {"project"},
     "changes": {"project", "checks"},
@@ -68,8 +69,11 @@ ALLOWED = {  # module -> modules of the library that it may import beside those,
     "plane": {"theory", "budgets", "equilibria", "periods", "regimes", "toys"},
     "early_signs": {"theory", "equilibria", "periods", "regimes", "spreads"},
     "presumption_plots": {"theory", "budgets", "periods", "plots", "approaches", "equilibria"},
-    "store": {"results"},
-    "experiments": {"results", "sources", "store", "training", "recording", "periods"},
+    "store": {"index", "results", "turns"},
+    "index": {"results"},
+    "turns": {"index"},
+    "declarations": set(),
+    "experiments": {"declarations", "results", "sources", "store", "training", "recording", "periods"},
     "claims": set(),
     "spreads": set(),
     "powers": set(),

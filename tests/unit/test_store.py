@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from periodic_lib import Record, Setup, experiments, grid, results, store, train
+from periodic_lib import Record, Setup, experiments, grid, index, results, store, train, turns
 from periodic_lib.project import ConfigError
 
 SETUP = Setup(width=8, depth=1, steps=6)
@@ -141,7 +141,7 @@ INDEX_FAULTS = {
 @pytest.mark.parametrize("fault", INDEX_FAULTS)
 def test_the_index_is_made_again_from_the_files(whole, fault):
     store.put(whole)
-    INDEX_FAULTS[fault](store.folder() / store.INDEX)
+    INDEX_FAULTS[fault](store.folder() / index.INDEX)
     assert store.missing(KEYS) == []
     assert len(store.listing()) == 6
     assert store.missing(KEYS) == []  # by the index, now
@@ -267,7 +267,7 @@ def test_a_killed_process_holds_nothing_and_a_living_one_is_named(capfd):
     with store.claimed(["a", "b"]) as left:
         assert left == ["a", "b"]
     assert capfd.readouterr().err.count("waiting") == 0
-    assert [path.name for path in (store.folder() / store.CLAIMS).iterdir()] == ["gate.lock"]
+    assert [path.name for path in (store.folder() / turns.CLAIMS).iterdir()] == ["gate.lock"]
 
 
 def test_a_newer_format_is_refused_and_left_alone_and_an_older_one_is_read(whole, tmp_path, monkeypatch):
