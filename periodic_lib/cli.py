@@ -1,8 +1,8 @@
 """The command `periodic`: run experiments without a notebook, build the book, list claims, teach.
 
-Exit status: 0 done; 1 a chapter or the book failed; 2 the command cannot be carried out as given
-(nothing was computed); 3 the budget was used up, the same command goes on; 130 interrupted, or told
-to terminate.
+Exit status: 0 done; 1 a chapter, the book, runs of a sweep or a check of the doctor failed; 2 the
+command cannot be carried out as given (nothing was computed); 3 the budget was used up, the same
+command goes on; 130 interrupted, or told to terminate.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from periodic_lib import experiments
 from periodic_lib.checks import known_names, shown
@@ -78,9 +79,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="periodic", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True, metavar="command")
     _add_run(commands)
+    _add_sweep(commands)
     _add_book(commands)
     _add_claims(commands)
     _add_class(commands)
+    _add_checks(commands)
     return parser
 
 
@@ -110,6 +113,35 @@ def _add_run(commands: argparse._SubParsersAction) -> None:
     run.add_argument("--force", action="store_true", help="train even if the result is there")
     run.add_argument("--list", action="store_true", help="show all experiments, and stop")
     run.set_defaults(action=_run)
+
+
+def _add_sweep(commands: argparse._SubParsersAction) -> None:
+    sweep = commands.add_parser(
+        "sweep", help="train an experiment and its variants, or a file of experiments, as stacks"
+    )
+    sweep.add_argument("experiments", metavar="NAME|FILE", help="as in book/experiments.yml")
+    sweep.add_argument("--profile", default="classroom", help="smoke, classroom (default) or paper")
+    sweep.add_argument(
+        "--scheduler",
+        metavar="local|ADDRESS",
+        help="local: worker processes here; tcp://...: a Dask scheduler; without: in this process",
+    )
+    sweep.add_argument("--workers", metavar="N", help="processes of local, or how many to wait for")
+    sweep.add_argument("--threads", default=1, metavar="N", help="threads of a stack (default 1)")
+    sweep.add_argument("--size", metavar="N", help="runs a stack (default: measured)")
+    sweep.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="as of `periodic run`"
+    )
+    sweep.add_argument("--dry-run", action="store_true", help="say what would be trained, and stop")
+    sweep.set_defaults(action=_sweep)
+
+
+def _add_checks(commands: argparse._SubParsersAction) -> None:
+    status = commands.add_parser("status", help="what is done, running, failed or stale, and where")
+    status.add_argument("--all", action="store_true", help="what is not made, too")
+    status.set_defaults(action=_status)
+    doctor = commands.add_parser("doctor", help="is everything here that training needs?")
+    doctor.set_defaults(action=_doctor)
 
 
 def _add_book(commands: argparse._SubParsersAction) -> None:
@@ -224,6 +256,46 @@ def listing() -> str:
             rows.append((name, profile, len(todo.runs), todo.setup.steps, time, state))
     columns = ["experiment", "profile", "runs", "steps", "time", "result"]
     return pd.DataFrame(rows, columns=columns).to_string(index=False)
+
+
+# ---------------------------------------------------------------- sweep, status, doctor
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from periodic_lib import plans, store, sweeps
+
+    name, overrides = options.experiments, parse_overrides(options.set)
+    todo = plans.plans_of(name, options.profile, overrides)
+    if options.dry_run:
+        print(*sweeps.preview(todo, options.size), sep="\n")
+        return 0
+    how = {name: getattr(options, name) for name in ("workers", "threads", "size")}
+    label = f"{todo[0].name if len(todo) == 1 else Path(name).stem} ({options.profile})"
+    done = sweeps.sweep(todo, options.scheduler, name=label, **how)
+    print(done.summary())
+    if done.failed:
+        print_message(f"error: {done.lost_runs} runs failed; `periodic status` says of what.")
+        return 1
+    print(store.folder())
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from periodic_lib import status
+
+    print(*aligned([status.COLUMNS, *status.rows(options.all)]), sep="\n")
+    print(*status.failures(), sep="\n", end="")
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from periodic_lib import doctor
+
+    well = True
+    for finding in doctor.findings():
+        print(finding.line(), flush=True)
+        well &= finding.ok
+    return 0 if well else 1
 
 
 # ---------------------------------------------------------------- book, claims, class

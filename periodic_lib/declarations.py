@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 from periodic_lib.checks import known_names, number, optional, shown
 from periodic_lib.config import Record, Setup
@@ -16,8 +17,8 @@ PROFILE_KEYS = ("setup", "vary", "grid", "record", "minutes")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")  # it becomes the name of a folder
 
 
-def declared() -> dict[str, dict]:
-    """Return every declared experiment: name -> entry of book/experiments.yml.
+def declared(file: Path | None = None) -> dict[str, dict]:
+    """Return every declared experiment: name -> entry of book/experiments.yml, or of `file`.
 
     The entries made by `vary` follow the entry that declares it, under its name and the changed
     parameter and value, for example `conditions_width_8`; their key `part_of` is (its name,
@@ -27,7 +28,7 @@ def declared() -> dict[str, dict]:
     ------
     ConfigError : naming the experiment, for anything that is not of the kind it must be.
     """
-    path = root() / "book" / "experiments.yml"
+    path = file or root() / "book" / "experiments.yml"
     found = {}
     for name, entry in read_yaml(path).items():
         _check_entry(name, entry, path.name)

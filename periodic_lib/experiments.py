@@ -50,6 +50,7 @@ class Plan:
     record: Record
     minutes: float | None
     overrides: Mapping
+    file: Path | None = None  # where it is declared, if not in book/experiments.yml
 
     @cached_property
     def settings(self) -> dict:
@@ -69,7 +70,8 @@ class Plan:
         replace it.
         """
         suffix = f"-{digest(self.settings)[:8]}" if self.overrides else ""
-        return store.folder() / self.name / f"{self.profile}{suffix}.nc"
+        place = store.folder() / self.file.stem if self.file else store.folder()
+        return place / self.name / f"{self.profile}{suffix}.nc"
 
     def stale_reason(self, attributes: Mapping) -> str | None:
         """Return why a result with these attributes is not this plan's by the present code; None if
@@ -85,7 +87,12 @@ class Plan:
 # ---------------------------------------------------------------- plans
 
 
-def plan(name: str, profile: str = "classroom", overrides: Mapping | None = None) -> Plan:
+def plan(
+    name: str,
+    profile: str = "classroom",
+    overrides: Mapping | None = None,
+    file: Path | None = None,
+) -> Plan:
     """Return the checked plan of an experiment at a profile.
 
     Parameters
@@ -93,14 +100,15 @@ def plan(name: str, profile: str = "classroom", overrides: Mapping | None = None
     name, profile : as declared in book/experiments.yml.
     overrides : values that replace declared ones; parameters of `Setup`, `Run` (a list makes a
         grid), `Record`, or `seed`.
+    file : of your own, in the same format; None: book/experiments.yml.
 
     Raises
     ------
     ConfigError : for an unknown name or a value that cannot be used, before anything is computed.
     """
-    entries = declared()
+    entries = declared(file)
     if name not in entries:
-        known_names("experiment", [name], names())
+        known_names("experiment", [name], tuple(entries) if file else names())
     entry, overrides = entries[name], dict(overrides or {})
     one_of("profile", profile, tuple(entry["profiles"]))
     chosen = entry["profiles"][profile] or {}
@@ -120,6 +128,7 @@ def plan(name: str, profile: str = "classroom", overrides: Mapping | None = None
         record=Record(**merged("record", Record.names())),
         minutes=chosen.get("minutes"),
         overrides=overrides,
+        file=file,
     )
 
 
@@ -133,7 +142,7 @@ def _runs(grids: Mapping | list, overrides: Mapping) -> list[Run]:
     else:
         replaced = {SEED} if {"init_seed", "data_seed"} & set(changed) else set()
     grids = grids if isinstance(grids, list) else [grids]
-    runs = []
+    runs: dict[Run, None] = {}
     for one in grids:
         kept = {key: value for key, value in (one or {}).items() if key not in replaced}
         runs += grid(**{**kept, **changed})
@@ -169,23 +178,32 @@ def run_experiment(
     force: bool = False,
     progress: bool = True,
     budget: float | None = None,
+    file: Path | None = None,
+    scheduler: object = None,
+    workers: int | None = None,
 ) -> xr.Dataset:
     """Return the result of an experiment: loaded if present and true, else trained, saved and
     returned.
 
     Parameters
     ----------
-    name, profile, overrides : see `plan`.
+    name, profile, overrides, file : see `plan`.
     force : train even if the result is there.
     progress : show the training.
     budget : seconds of training after which it stops with `Unfinished`, its state saved; None: no
         limit.
+    scheduler, workers : train the runs as stacks on a Dask cluster, "local", "tcp://..." or a
+        `distributed.Client` (`sweeps.sweep`); None: as one stack, here.
 
     A damaged result file is set aside (never deleted), with a message, and the result is made
     again. An interrupted training leaves its resume state beside the result's place, and the next
     call goes on from there.
     """
-    todo = plan(name, profile, overrides)
+    todo = plan(name, profile, overrides, file)
+    if scheduler is not None:
+        from periodic_lib import sweeps
+
+        sweeps.stored(todo, scheduler, workers, progress, force=force, budget=budget)
     present = None if force else _load_if_true(todo)
     if present is not None:
         return present

@@ -17,8 +17,10 @@ import os
 import platform
 import stat
 import subprocess
+import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -215,8 +217,22 @@ def save(dataset: xr.Dataset, path: Path | str) -> Path:
     dataset = dataset.assign_attrs(format=FORMAT)
     marked = dataset.assign_attrs(sha256=checksum(dataset))
     # to memory first: HDF5 does not survive a disk that fills up while it writes
-    write_whole(path, bytes(marked.to_netcdf(engine="h5netcdf", encoding=packing)))
+    with _lock_of_this_process():
+        content = bytes(marked.to_netcdf(engine="h5netcdf", encoding=packing))
+    write_whole(path, content)
     return path
+
+
+@contextmanager
+def _lock_of_this_process() -> Iterator[None]:
+    """Let xarray take no lock of a Dask cluster, where there is one, for bytes in memory."""
+    if "dask" not in sys.modules:
+        yield
+        return
+    import dask
+
+    with dask.config.set(scheduler="threads"):
+        yield
 
 
 def load(path: Path | str) -> xr.Dataset:

@@ -1,6 +1,6 @@
 """Dask clusters for sweeps: the one that a name means, what its workers offer, recipes for others.
 
-Dask is an optional part, imported when a scheduler is asked for: pip install 'periodic-lib[sweeps]'.
+Dask is optional, imported when a scheduler is asked for: pip install 'periodic-lib[sweeps]'.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ def client_of(scheduler: object, workers: int | None = None, threads: int = 1) -
     distributed = dask()
     import dask as settings
 
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # its errors are told in one line
     with settings.config.set(SETTINGS):
         if isinstance(scheduler, distributed.Client):
             yield _with_workers(scheduler, workers or 1)

@@ -36,7 +36,8 @@ DONE, TOO_LARGE, FAILED, REFUSED = "done", "too large", "failed", "refused"
 @dataclass
 class Sweep:
     """What a sweep has done: runs wanted, found in the store, done now; `failed`, message by stack;
-    `trained` run-steps in `busy` seconds of all workers together.
+    `trained` run-steps in `busy` seconds of all workers together, of which their processors spent
+    `training` in the training threads; tasks `split` for lack of memory.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Sweep:
     done: int = 0
     trained: int = 0
     busy: float = 0.0
+    training: float = 0.0
     stacks: int = 0
     split: int = 0
     failed: dict[str, str] = field(default_factory=dict)
@@ -60,10 +62,9 @@ class Sweep:
         """Return one line: runs, time, speed, failures."""
         rate = self.trained / max(self.seconds, 1e-9)
         failed = f"; {self.lost_runs} runs failed" if self.failed else ""
-        return (
-            f"{self.name}: {self.found + self.done} of {self.runs} runs stored, {self.done} of them "
-            f"now, in {self.stacks} stacks and {self.seconds:.0f} s, {rate:,.0f} run-steps/s{failed}"
-        )
+        how = f"{self.stacks} stacks and {self.seconds:.0f} s, {rate:,.0f} run-steps/s"
+        stored = f"{self.found + self.done} of {self.runs} runs stored"
+        return f"{self.name}: {stored}, {self.done} of them now, in {how}{failed}"
 
 
 def sweep(
@@ -88,8 +89,8 @@ def sweep(
     progress : show runs done, run-steps a second, the time left, failures.
     name : what messages and `periodic status` call it; None: the first plan's name.
 
-    A stack for which memory is too small is tried in halves; one that fails is tried `RETRIES` times
-    more, then named in `failed`; the others go on.
+    A stack for which memory is too small is tried in halves; one that fails on a cluster is tried
+    `RETRIES` times more, then named in `failed`; the others go on.
 
     Raises
     ------
@@ -100,7 +101,7 @@ def sweep(
     workers = optional("workers", workers, integer, "a whole number of at least 1, or None", 1)
     size = optional("size", size, integer, "a whole number of at least 1, or None", 1)
     wanted, left = _left(plans)
-    number = sum(map(len, left.values()))
+    number = sum(len(runs) for _, _, runs in left)
     done = Sweep(name or plans[0].name, wanted, wanted - number)
     if not number:
         return done
@@ -113,20 +114,58 @@ def sweep(
     return done
 
 
-def _left(plans: Sequence[object]) -> tuple[int, dict]:
-    """Return the number of runs that the plans ask for, and by group those that are not stored."""
+def stored(
+    plan: object,
+    scheduler: object,
+    workers: int | None = None,
+    progress: bool = True,
+    **alone: object,
+) -> None:
+    """Train and store the runs of one plan, all of them, or say what failed.
+
+    Raises
+    ------
+    ConfigError : if a run failed; for what makes sense without a scheduler only, `alone`.
+    """
+    for name, value in alone.items():
+        if value:
+            raise ConfigError(
+                f"`{name}` does not go with a scheduler: what is stored is not trained again, and "
+                f"a sweep can be stopped at any time; got {value!r}."
+            )
+    done = sweep([plan], scheduler, workers=workers, progress=progress)
+    if done.failed:
+        first = next(iter(done.failed.values()))
+        raise ConfigError(f"{done.lost_runs} of {done.runs} runs of {plan.name} failed: {first}")
+
+
+def _left(plans: Sequence[object]) -> tuple[int, list[tasks.Group]]:
+    """Return the number of runs that the plans ask for, and in groups those that are not stored."""
     groups = tasks.groups(plans)
-    data = {setup.dataset: own_data_digest(setup.dataset) for setup, _ in groups}
-    keys = {
-        group: [store.run_key(group[0], run, group[1], data[group[0].dataset]) for run in runs]
-        for group, runs in groups.items()
-    }
-    absent = set(store.missing(key for some in keys.values() for key in some))
-    left = {
-        group: [run for run, key in zip(runs, keys[group], strict=True) if key in absent]
-        for group, runs in groups.items()
-    }
-    return sum(map(len, groups.values())), left
+    data = {setup.dataset: own_data_digest(setup.dataset) for setup, _, _ in groups}
+    keys = [
+        store.run_keys(setup, runs, record, data[setup.dataset]) for setup, record, runs in groups
+    ]
+    absent = set(store.missing(key for some in keys for key in some))
+    left = []
+    for (setup, record, runs), some in zip(groups, keys, strict=True):
+        missing = tuple(run for run, key in zip(runs, some, strict=True) if key in absent)
+        if missing:
+            left.append((setup, record, runs if tasks.is_whole(setup) else missing))
+    return sum(map(len, keys)), left
+
+
+def preview(plans: Sequence[object], size: int | None = None) -> list[str]:
+    """Return what a sweep of these plans would train, a line for each group."""
+    wanted, left = _left(plans)
+    size = optional("size", size, integer, "a whole number of at least 1, or None", 1)
+    number, lines = sum(len(runs) for _, _, runs in left), []
+    for setup, record, runs in left:
+        cut = size and not tasks.is_whole(setup)
+        parts = f" in stacks of at most {size}" if cut else ""
+        fresh = f", {setup.fresh_label_noise:g} wrong labels" if setup.fresh_label_noise else ""
+        lines.append(f"{Task(setup, record, runs).named()}{fresh}{parts}")
+    return [*lines, f"{number} of {wanted} runs are to be trained, {wanted - number} are stored"]
 
 
 class _Queue:
@@ -145,7 +184,7 @@ def _count(done: Sweep, queue: _Queue, task: Task, outcome: dict) -> None:
     status, message = outcome["status"], outcome.get("message", "")
     if status == REFUSED:
         raise ConfigError(message)
-    if status == TOO_LARGE and len(task.runs) > 1:
+    if status == TOO_LARGE and len(task.runs) > 1 and not task.whole:
         print_message(f"{task.named()}: {message}; tried in halves.")
         done.split += 1
         queue.back.extend(task.halves())
@@ -154,6 +193,7 @@ def _count(done: Sweep, queue: _Queue, task: Task, outcome: dict) -> None:
         done.done += len(task.runs)
         done.trained += outcome["run_steps"]
         done.busy += outcome["seconds"]
+        done.training += outcome["training"]
     else:
         print_message(f"{task.named()} failed: {message}")
         done.failed[task.key] = f"{task.named()}: {message}"
@@ -193,17 +233,20 @@ def _trained(task: Task, threads: int, device: str | None) -> dict:
     from periodic_lib.training import train
 
     torch.set_num_threads(threads)
-    started, cpu = time.perf_counter(), time.thread_time()
+    started, training = time.perf_counter(), 0.0
     with store.claimed(task.keys, task.named()) as left:
         runs = [run for run, key in zip(task.runs, task.keys, strict=True) if key in set(left)]
+        runs = task.runs if runs and task.whole else runs
         if runs:
             state = store.folder() / FOLDER / f"{digest(left)[:20]}.resume.npz"
             how = {"device": device, "progress": False, "resume": state}
-            store.put(train(task.setup, runs, task.record, **how))
+            before = time.thread_time()
+            dataset = train(task.setup, runs, task.record, **how)
+            training = time.thread_time() - before  # of this thread alone
+            store.put(dataset)
             state.unlink(missing_ok=True)
-    seconds, cpu = time.perf_counter() - started, time.thread_time() - cpu
-    did = len(runs) * task.setup.steps
-    return {"status": DONE, "seconds": seconds, "cpu": cpu, "run_steps": did}
+    facts = {"seconds": time.perf_counter() - started, "training": training}
+    return {"status": DONE, "run_steps": len(runs) * task.setup.steps, **facts}
 
 
 def is_memory(error: BaseException) -> bool:
@@ -307,6 +350,8 @@ def _free_memory() -> float:
 class _Cluster:
     """The workers of a Dask scheduler."""
 
+    do = staticmethod(attempt)  # what workers do with a task
+
     def __init__(self, client: object, threads: int, folder: str, token: str):
         self.client, self.threads, self.folder, self.token = client, threads, folder, token
         self.needs = schedulers.demand(self._workers(), threads)
@@ -324,7 +369,7 @@ class _Cluster:
         """Return the function that says how many runs a stack has; workers measure the speeds."""
         workers = self._workers()
         memory = schedulers.memory(workers, self.needs) or _free_memory()
-        groups = {_costs(*group): group for group in left}
+        groups = {_costs(setup, record): (setup, record) for setup, record, _ in left}
         how = {"resources": self.needs, "pure": False, "retries": RETRIES}
         asked = {
             costs: self.client.submit(_speed, *group, self.folder, self.device, **how)
@@ -360,7 +405,7 @@ class _Cluster:
             key = f"stack-{task.key}-{uuid.uuid4().hex[:6]}"
             how = {"key": key, "resources": self.needs, "retries": RETRIES, "pure": False}
             more = (self.threads, self.device, self.folder, self.token)
-            future = self.client.submit(attempt, task, *more, **how)
+            future = self.client.submit(self.do, task, *more, **how)
             known[future.key] = future, task
             flight.add(future)
 

@@ -19,7 +19,7 @@ from periodic_lib import store
 from periodic_lib.config import Record, Run, Setup
 from periodic_lib.project import ConfigError, digest
 
-Group = tuple[Setup, Record]
+Group = tuple[Setup, Record, tuple[Run, ...]]  # runs that share a setup and a record
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,17 @@ class Task:
     @cached_property
     def keys(self) -> list[str]:
         """The addresses of its runs in the store."""
-        return [store.run_key(self.setup, run, self.record, self.data) for run in self.runs]
+        return store.run_keys(self.setup, self.runs, self.record, self.data)
 
     @property
     def key(self) -> str:
         """All that determines its numbers, as 20 characters."""
         return digest(self.keys)[:20]
+
+    @property
+    def whole(self) -> bool:
+        """Whether its runs belong together: with convolutions numbers depend on the stack."""
+        return is_whole(self.setup)
 
     @property
     def run_steps(self) -> int:
@@ -70,34 +75,44 @@ class Task:
         )
 
 
-def groups(plans: Iterable[object]) -> dict[Group, tuple[Run, ...]]:
-    """Return the runs that plans ask for, by what they share: (setup, record) -> runs, each once.
+def is_whole(setup: Setup) -> bool:
+    """Whether an experiment of this setup is one stack, which cannot be cut (`store.run_key`)."""
+    return setup.network in store.CONVOLUTIONAL
+
+
+def groups(plans: Iterable[object]) -> list[Group]:
+    """Return the runs that plans ask for, by what they share, each once; a plan with convolutions
+    is a group of its own, since its numbers are those of its stack, to rounding.
 
     >>> from types import SimpleNamespace
     >>> one, other = Run(0.1, 0.0), Run(0.3, 0.0)
-    >>> plans = [SimpleNamespace(setup=Setup(), record=Record(), runs=r) for r in ([one], [one, other])]
-    >>> [[run.lr for run in runs] for runs in groups(plans).values()]
+    >>> asked = [one], [one, other]
+    >>> plans = [SimpleNamespace(setup=Setup(), record=Record(), runs=runs) for runs in asked]
+    >>> [[run.lr for run in runs] for _, _, runs in groups(plans)]
     [[0.1, 0.3]]
     """
-    found: dict[Group, dict[Run, None]] = {}
+    found: dict[object, tuple[Setup, Record, dict[Run, None]]] = {}
     for plan in plans:
-        found.setdefault((plan.setup, plan.record), {}).update(dict.fromkeys(plan.runs))
-    return {group: tuple(runs) for group, runs in found.items()}
+        runs = tuple(plan.runs)
+        name = (plan.setup, plan.record, runs if is_whole(plan.setup) else None)
+        _, _, kept = found.setdefault(name, (plan.setup, plan.record, {}))
+        kept.update(dict.fromkeys(runs))
+    return [(setup, record, tuple(runs)) for setup, record, runs in found.values()]
 
 
 def cut(
-    wanted: Mapping[Group, Iterable[Run]],
+    wanted: Iterable[Group],
     size_of: Callable[[Setup, Record], int],
     data_of: Callable[[str], str | None] = lambda dataset: None,
 ) -> Iterator[Task]:
-    """Yield the tasks of `groups`, at most `size_of(setup, record)` runs each, as equal as can be.
+    """Yield the tasks of groups, at most `size_of(setup, record)` runs each, as equal as can be.
 
     One at a time: a sweep of any length takes the memory of a few tasks.
     """
-    for (setup, record), runs in wanted.items():
-        runs = tuple(runs)
+    for setup, record, runs in wanted:
         left, source = iter(runs), data_of(setup.dataset)
-        for number in even(len(runs), size_of(setup, record)):
+        size = len(runs) if is_whole(setup) else size_of(setup, record)
+        for number in even(len(runs), size):
             yield Task(setup, record, tuple(islice(left, number)), source)
 
 

@@ -73,7 +73,15 @@ ALLOWED = {  # module -> modules of the library that it may import beside those,
     "index": {"results"},
     "turns": {"index"},
     "declarations": set(),
-    "experiments": {"declarations", "results", "sources", "store", "training", "recording", "periods"},
+    "experiments": {"declarations", "results", "sources", "store", "sweeps", "training", "recording", "periods"},
+    "tasks": {"store"},
+    "speeds": {"recording", "results", "stack"},
+    "schedulers": set(),
+    "sweeps": {"results", "schedulers", "sources", "speeds", "store", "tasks", "training"},
+    "makespans": set(),
+    "plans": {"experiments"},
+    "status": {"experiments", "store", "sweeps"},
+    "doctor": {"sources", "store"},
     "claims": set(),
     "spreads": set(),
     "powers": set(),
@@ -101,13 +109,26 @@ ALLOWED = {  # module -> modules of the library that it may import beside those,
     "lessons": {"execution", "exercises", "notebooks"},
     "faults": set(),
     "classroom": {"answers", "book", "claims", "execution", "exercises", "experiments", "lessons", "notebooks"},
-    "cli": {"experiments", "regimes", "notebooks", "execution", "book", "claims", "classroom"},
+    "cli": {
+        "book",
+        "claims",
+        "classroom",
+        "doctor",
+        "execution",
+        "experiments",
+        "notebooks",
+        "plans",
+        "regimes",
+        "status",
+        "store",
+        "sweeps",
+    },
     "__init__": set(),
     "__main__": {"cli"},
 }
 TORCH = {"batches", "datasets", "devices", "networks", "normalization", "optimizers", "metrics", "stack"}
 TORCH |= {"recording", "training", "guards", "evaluation", "losses"}
-TORCH |= {"preactivations", "probes", "jacobians", "symmetries", "monitor", "gauges", "adapters"}
+TORCH |= {"preactivations", "probes", "jacobians", "speeds", "symmetries", "monitor", "gauges", "adapters"}
 NO_TORCH = sorted(set(ALLOWED) - TORCH - {"__main__", "__init__"})
 
 

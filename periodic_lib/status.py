@@ -1,0 +1,121 @@
+"""What is made, what is being made, what failed: results, sweeps and running processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from periodic_lib import experiments, store, sweeps
+from periodic_lib.project import ConfigError
+
+COLUMNS = ("what", "state", "time", "file")
+WORDS = {"ready": "done", "out of date": "stale", "damaged": "damaged", "not made": "not made"}
+
+
+def rows(everything: bool = False) -> list[tuple[str, str, str, str]]:
+    """Return `COLUMNS` of each result that is there or under way, of each sweep and process.
+
+    `everything`: results that are not made, too.
+    """
+    found = [*running(), *swept()]
+    for name, entry in experiments.declared().items():
+        for profile in entry["profiles"]:
+            row = result(name, profile)
+            if everything or row[1] != "not made":
+                found.append(row)
+    return found
+
+
+def result(name: str, profile: str) -> tuple[str, str, str, str]:
+    """Return the row of a declared experiment: done, stale, damaged, unfinished or not made."""
+    todo = experiments.plan(name, profile)
+    try:
+        word, seconds = experiments.state(todo)
+    except ConfigError as error:  # of a newer format, say
+        return f"{name} ({profile})", "unreadable", "", f"{todo.path}: {error}"
+    unfinished = todo.path.with_suffix(".resume.npz")
+    state, path = WORDS[word], todo.path
+    if word == "not made" and unfinished.exists():
+        state, path = "unfinished", unfinished
+    return f"{name} ({profile})", state, duration(seconds), str(path)
+
+
+def running() -> Iterator[tuple[str, str, str, str]]:
+    """Yield the rows of what processes train now, by the locks that they hold."""
+    for path in sorted((store.folder() / store.CLAIMS).glob("*.json")):
+        facts = _read(path)
+        if facts and _held(path.with_suffix(".lock")):
+            since = datetime.now(UTC) - datetime.fromisoformat(facts["since"])
+            who = f"process {facts['process']} on {facts['machine']}"
+            what = facts.get("what") or f"{len(facts['keys'])} runs"
+            yield what, "running", duration(since.total_seconds()), who
+
+
+def swept() -> Iterator[tuple[str, str, str, str]]:
+    """Yield the rows of the sweeps that this folder of results has seen, by their journals."""
+    for path in sorted((store.folder() / sweeps.FOLDER).glob("*.json")):
+        facts = _read(path)
+        if facts:
+            lost = facts["failed_runs"]
+            text = f"{facts['state']}, {facts['stored']} of {facts['runs']} runs"
+            text += f", {lost} failed" if lost else ""
+            if facts["state"] == "running" and not _lives(facts):
+                text = text.replace("running", "interrupted")
+            yield f"sweep {facts['name']}", text, duration(facts["seconds"]), str(path)
+
+
+def failures() -> list[str]:
+    """Return what stacks of sweeps have failed of, as the journals say."""
+    found = []
+    for path in sorted((store.folder() / sweeps.FOLDER).glob("*.json")):
+        facts = _read(path) or {"failed": []}
+        found += [f"sweep {facts['name']}: {message}" for message in facts["failed"]]
+    return found
+
+
+def duration(seconds: float | None) -> str:
+    """Return a time in words.
+
+    >>> duration(42.3), duration(3700), duration(200000), duration(None)
+    ('42 s', '1.0 h', '2.3 d', '')
+    """
+    if seconds is None:
+        return ""
+    units = ((86400, "d"), (3600, "h"), (60, "min"))
+    for length, unit in units:
+        if seconds >= 1.5 * length or (unit == "h" and seconds >= length):
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _read(path: Path) -> dict | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _held(path: Path) -> bool:
+    try:
+        with FileLock(path).acquire(timeout=0):
+            return False
+    except (Timeout, OSError):
+        return True
+
+
+def _lives(facts: dict) -> bool:
+    if facts["machine"] != socket.gethostname():
+        return True  # cannot be seen from here
+    try:
+        os.kill(facts["process"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
