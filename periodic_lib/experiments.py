@@ -142,7 +142,7 @@ def _runs(grids: Mapping | list, overrides: Mapping) -> list[Run]:
     else:
         replaced = {SEED} if {"init_seed", "data_seed"} & set(changed) else set()
     grids = grids if isinstance(grids, list) else [grids]
-    runs: dict[Run, None] = {}
+    runs = []
     for one in grids:
         kept = {key: value for key, value in (one or {}).items() if key not in replaced}
         runs += grid(**{**kept, **changed})

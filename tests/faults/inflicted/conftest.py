@@ -8,6 +8,7 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
+import pandas as pd
 import psutil
 import pytest
 import yaml
@@ -29,7 +30,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "fault(kind, seeds): strike so often, by seed")
-    config.outcomes = []
+    config.outcomes, config.origin = [], results.origin()
 
 
 def pytest_generate_tests(metafunc):
@@ -85,19 +86,22 @@ def pytest_runtest_call(item):
 
 
 def pytest_sessionfinish(session):
-    outcomes = session.config.outcomes
-    if not outcomes:
+    """Write the table; rows of kinds that were not struck now stay as they are."""
+    config = session.config
+    if not config.outcomes:
         return
     folder = ROOT / "build" / "faults"
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [asdict(one) for one in outcomes]
+    rows = [asdict(one) for one in config.outcomes]
     (folder / "outcomes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    made = results.origin()
-    origin = {"date": made["created"][:10], "revision": made["git_revision"], "processor": processor()}
-    text = table.summary(rows, **origin).to_csv(index=False)
-    for path in filter(None, (folder / "faults.csv", session.config.getoption("--faults-table"))):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+    origin = {"date": config.origin["created"][:10], "revision": config.origin["git_revision"]}
+    new = table.summary(rows, **origin, processor=processor())
+    new.to_csv(folder / "faults.csv", index=False)
+    kept = config.getoption("--faults-table")
+    if kept:
+        old = pd.read_csv(kept) if kept.exists() else new.head(0)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        pd.concat([old[~old.kind.isin(new.kind)], new]).to_csv(kept, index=False)
 
 
 def processor():
@@ -112,6 +116,6 @@ def pytest_terminal_summary(terminalreporter, config):
     outcomes = config.outcomes
     if outcomes:
         lost = sum(bool(one.problems) for one in outcomes)
-        terminalreporter.write_line(
-            f"{len(outcomes)} faults, {len(outcomes) - lost} survived; build/faults/faults.csv"
-        )
+        used = sum(sum(child.cpu_times()[:4]) for child in psutil.Process().children())
+        text = f"{len(outcomes)} faults, {len(outcomes) - lost} survived, in {used:.0f} s of a processor"
+        terminalreporter.write_line(f"{text}; build/faults/faults.csv")

@@ -322,8 +322,8 @@ class Place:
         """Note in `outcome` whether all is as it must be; return how the next run ended.
 
         `status`: how struck processes may have ended, beside 0. `says`, `again_says`: what they, and the next run,
-        must say, as regular expressions; who ended with 0 or was killed need say nothing. `work`: the next run. `left`:
-        of what may be left behind afterwards, what must not be.
+        must say, as regular expressions; who ended with 0 or was killed need say nothing. `work`: the next run.
+        `left`: what must not be left behind.
         """
         for one in [struck] if isinstance(struck, Ended) else struck:
             self._look_at(outcome, one, (0, *status), says)
