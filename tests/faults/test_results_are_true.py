@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import textwrap
@@ -148,6 +149,21 @@ def test_a_state_that_cannot_be_saved_does_not_end_the_training(tmp_path, monkey
 def test_a_state_in_the_place_of_a_folder_is_refused_before_training(tmp_path):
     with pytest.raises(ConfigError, match="it is a folder"):
         train(Setup(steps=2), [Run(0.1, 0)], resume=tmp_path, progress=False)
+
+
+@pytest.mark.xfail(strict=True, reason="the pipe is opened, which waits for a writer")
+def test_a_pipe_in_the_place_of_a_state_is_not_waited_for(tmp_path):
+    def ends(*_):
+        raise AssertionError("waits")
+
+    os.mkfifo(tmp_path / "state.npz")
+    before = signal.signal(signal.SIGALRM, ends)
+    signal.alarm(5)
+    try:
+        train(Setup(width=8, depth=1, steps=2), [Run(0.1, 0)], resume=tmp_path / "state.npz", progress=False)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_a_dropped_state_says_so(tmp_path, capsys):
