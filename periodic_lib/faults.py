@@ -65,8 +65,8 @@ def summary(outcomes: list[dict], **origin: str) -> pd.DataFrame:
     >>> one |= {"lost": [], "wrong": [], "unclear": []}
     >>> two = one | {"seed": 1, "recovery": 4.0, "lost": ["gone"], "said": "made again"}
     >>> row = summary([one, two], date="", revision="", processor="").iloc[0]
-    >>> row[["seeds", "survived", "lost", "median_seconds", "says"]].tolist()
-    [2, 1, 1, 3.0, 'made again']
+    >>> int(row.seeds), int(row.survived), int(row.lost), float(row.median_seconds), row.says
+    (2, 1, 1, 3.0, 'made again')
     """
     import pandas as pd
 
@@ -120,6 +120,7 @@ def _cells(row: object) -> tuple[str, ...]:
 
     known = not isnan(row.median_seconds)
     seconds = f"{row.median_seconds:.2g}, at most {row.largest_seconds:.2g}" if known else ""
-    said = "" if row.says != row.says else f"`{row.says.removeprefix('periodic: ')}`"
+    said = "" if row.says != row.says else row.says.removeprefix("periodic: ")
+    said = f"`` {said} ``" if said else ""  # it may have backticks inside
     kind = row.kind[0].upper() + row.kind[1:]
     return (kind, str(row.seeds), *(str(getattr(row, name)) for name in VERDICTS), seconds, said)

@@ -42,10 +42,15 @@ def kept(tmp_path, monkeypatch):
 
 
 def test_the_page_has_a_row_for_each_kind_a_total_and_the_origin(kept):
-    rows = [outcome("disk full", 0, said="periodic: error: it is full."), outcome("killed", 0, recovery=float("nan"))]
+    rows = [
+        outcome("disk full", 0, said="periodic: error: `it` is full."),
+        outcome("killed", 0, recovery=float("nan")),
+    ]
     kept.write_text(faults.summary(rows, **ORIGIN).to_csv(index=False))
     page = "\n".join(faults.page())
-    assert "* - Disk full\n  - 1\n  - 1\n  - 0\n  - 0\n  - 0\n  - 1, at most 1\n  - `error: it is full.`\n" in page
+    assert (
+        "* - Disk full\n  - 1\n  - 1\n  - 0\n  - 0\n  - 0\n  - 1, at most 1\n  - `` error: `it` is full. ``\n" in page
+    )
     assert "* - Killed\n  - 1\n  - 1\n  - 0\n  - 0\n  - 0\n  - \n  - \n" in page
     assert "* - All\n  - 2\n  - 2\n  - 0\n  - 0\n  - 0\n" in page
     assert page.endswith("Measured 2026-11-30, revision abc, a processor.")
