@@ -196,6 +196,14 @@ def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
     assert foreign.exists()
 
 
+def test_what_a_killed_writer_of_another_file_left_is_removed_too(tmp_path):
+    abandoned = tmp_path / ".a-state-that-is-not-written-again.abc12_9z.partial"
+    abandoned.write_bytes(b"half")
+    os.utime(abandoned, (0, 0))
+    ground.write_whole(tmp_path / "one", b"whole")
+    assert os.listdir(tmp_path) == ["one"]
+
+
 def test_a_write_in_progress_is_left_alone(tmp_path):
     import fcntl
 

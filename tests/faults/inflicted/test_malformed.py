@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from harness import EXPERIMENTS, Outcome
+from harness import EXPERIMENTS, Outcome, one_line
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -106,7 +106,7 @@ def report(example, attempt):
         if status not in (0, 2, 3) or (status == 2 and (said.count("\n") != 1 or len(said) > 2500)):
             wrong = f"status {status}, {said[:500]!r}"
     signal.alarm(0)
-    print("tried", json.dumps([how, text.getvalue()[:200], wrong]), flush=True)
+    print("tried", json.dumps([how, text.getvalue()[-300:], wrong]), flush=True)
 
 
 def command_that_does_not_train(*arguments):
@@ -237,7 +237,7 @@ def test_malformed(kind, place, request):
             json.loads(line.removeprefix("tried ")) for line in ended.text.splitlines() if line.startswith("tried ")
         ]
         for how, said, wrong in tries:
-            found.append(Outcome(kind, len(found), how, said.strip(), unclear=[f"{how}: {wrong}"] if wrong else []))
+            found.append(Outcome(kind, len(found), how, one_line(said), unclear=[f"{how}: {wrong}"] if wrong else []))
         if ended.status:
             last = [line for line in ended.text.splitlines() if line.startswith("trying ")][-1:]
             found.append(Outcome(kind, len(found), unclear=[f"status {ended.status} at {last}: {ended.text[-1500:]}"]))
