@@ -1,15 +1,16 @@
 # Two commands do everything on a fresh machine: `make book` and `make test`.
-# Options: PROFILE=smoke|classroom (default classroom), PYTHON=/path/to/python3 (for setup).
+# Options: PROFILE=smoke|classroom (default classroom), PYTHON=/path/to/python3 (for setup), FAULTS=N (for test-faults).
 PROFILE ?= classroom
+FAULTS ?= 1
 bin = .venv/bin
 pytest = $(bin)/python -m pytest -q
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book class pdf epub slides figures gettext archive lab test check lint bench clean
+.PHONY: help setup book class pdf epub slides figures gettext archive lab test test-faults check lint bench clean
 
 help: ## show this list
 	@echo "make TARGET [PROFILE=smoke|classroom]"
-	@sed -nE 's/^([a-z]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
 
 setup: ## make or repair the environment in .venv (quick when nothing changed)
 	@bash .ci/setup
@@ -35,7 +36,7 @@ lab: setup ## open the chapters in JupyterLab (installs it the first time)
 
 test: export OMP_NUM_THREADS = 1 # a process a core, a thread a process
 test: setup ## run all tests, then execute every chapter at smoke scale and again by nbval
-	@$(pytest) -n auto --dist worksteal --ignore tests/html --cov --cov-report=term --cov-fail-under=90
+	@$(pytest) -n auto --dist worksteal --ignore tests/html --ignore tests/faults/inflicted --cov --cov-report=term --cov-fail-under=90
 	@echo "chapters at smoke scale, by papermill"
 	@rm -rf build/smoke build/nbval && mkdir -p build/smoke build/nbval
 	@PERIODIC_CACHE=$(CURDIR)/build/smoke/cache $(bin)/periodic book --no-render --profile smoke
@@ -44,6 +45,9 @@ test: setup ## run all tests, then execute every chapter at smoke scale and agai
 		PERIODIC_PROGRESS=$(CURDIR)/build/nbval/progress MPLBACKEND=agg $(pytest) -n auto --dist loadfile -x \
 		-c tests/notebooks/nbval.ini --nbval --nbval-current-env --nbval-cell-timeout 120 \
 		--nbval-sanitize-with tests/notebooks/nbval_sanitize.cfg build/smoke/chapters
+
+test-faults: setup ## break everything on purpose, FAULTS=N times as often as usual (writes build/faults/)
+	@$(pytest) tests/faults/inflicted --faults $(FAULTS)
 
 check: setup ## check the rendered pages (after make book)
 	@$(pytest) tests/html

@@ -7,10 +7,12 @@ command goes on; 130 interrupted, or told to terminate.
 
 from __future__ import annotations
 
+import _thread
 import argparse
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,10 +53,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _termination_as_interruption() -> Iterator[None]:
     """Let a request to terminate, as clusters and systemd send it, end things as Ctrl-C does."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    hook, sys.unraisablehook = sys.unraisablehook, _interrupt_again
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        sys.unraisablehook = hook
+
+
+def _interrupt_again(dropped: sys.UnraisableHookArgs) -> None:
+    """Interrupt once more, in a moment: Python drops what is raised while an object is removed."""
+    if issubclass(dropped.exc_type, KeyboardInterrupt):
+        threading.Timer(0.01, _thread.interrupt_main, [signal.SIGTERM]).start()
+    else:
+        sys.__unraisablehook__(dropped)
 
 
 def _replace_what_the_terminal_cannot_show() -> None:

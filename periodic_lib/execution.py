@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
@@ -28,9 +29,10 @@ from periodic_lib.project import digest, print_message, root, write_whole
 ERROR_EXCERPT = 30  # lines of a failed notebook's traceback that are shown
 TOOLS = {"__init__", "__main__", "book", "cli", "execution", "notebooks", "scorecard"}
 TOOLS |= {"answers", "exercises", "lessons", "classroom", "copies", "printing", "exports"}
-TOOLS |= {"slides", "drawings"}
+TOOLS |= {"slides", "drawings", "faults"}
 """Modules that no chapter uses."""
 GRACE_SECONDS = 10  # for papermill to end its kernel when it is told to stop
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 DEAD_KERNEL = 138  # papermill's exit status when the kernel died
 CHAPTER_BYTES = 2e9  # memory of a chapter, with room to spare
 QUIET_REPORT_SECONDS = 15  # how often progress is printed where there is no terminal
@@ -214,6 +216,7 @@ class _Execution:
                 stdout=stream,
                 stderr=stream,
                 start_new_session=True,
+                preexec_fn=_end_with_parent,
             )
 
     def has_ended(self) -> bool:
@@ -248,6 +251,12 @@ class _Execution:
                 self.process.wait(GRACE_SECONDS)
                 break
         self._folder.cleanup()
+
+
+def _end_with_parent() -> None:
+    """Ask the kernel (Linux) to tell this process to end when its parent is gone, even killed."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def papermill(chapter: Path, executed: Path, profile: str) -> list[str]:

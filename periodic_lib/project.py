@@ -175,8 +175,11 @@ def check_writable(path: Path, size: int) -> None:
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Remove half-written files of `path` whose process is gone."""
-    for partial in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+    """Remove half-written files whose process is gone: of `path`, and others in its folder that
+    have the form of such names.
+    """
+    mine = path.parent.glob(f".{glob.escape(path.name)}.*.partial")
+    for partial in {*mine, *path.parent.glob(".*.????????.partial")}:
         try:
             with partial.open("rb") as stream:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

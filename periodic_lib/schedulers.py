@@ -59,7 +59,8 @@ def client_of(scheduler: object, workers: int | None = None, threads: int = 1) -
     distributed = dask()
     import dask as settings
 
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # its errors are told in one line
+    for name in ("distributed", "distributed.client"):  # their errors are told in one line
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     with settings.config.set(SETTINGS):
         if isinstance(scheduler, distributed.Client):
             yield _with_workers(scheduler, workers or 1)

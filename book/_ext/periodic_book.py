@@ -5,6 +5,7 @@
     ```{other-seeds}                                    tables: the verdicts when all seeds were replaced
     ```{claim-filter}                                   which claims of the scorecard are shown
     ```{takeaways}                                      the takeaways of all chapters, chapter by chapter
+    ```{faults}                                         the table of what was broken on purpose, and where it is from
     ```{lesson} module                                  a plan for lessons, from book/lessons.yml
     {count}`fails`                                      how many findings have that verdict; `findings`, `claims`: all
     {result}`03_periodic_behavior.periods_slow:.0f`     a number that a chapter published, formatted
@@ -31,6 +32,7 @@ from docutils.statemachine import StringList
 from periodic_lib import (
     claims,
     copies,
+    faults,
     glossary,
     lessons,
     notebooks,
@@ -279,6 +281,14 @@ class OtherSeeds(Written):
         for path in (claims.file(), claims.stability_file()):
             self.env.note_dependency(str(path))
         return self.parsed(scorecard.other_seeds().splitlines())
+
+
+class Faults(Written):
+    """A table: what was broken on purpose, how often, and what became of it; where that was measured."""
+
+    def run(self):
+        self.env.note_dependency(str(faults.file()))
+        return self.parsed(faults.page())
 
 
 class Lesson(Written):
@@ -562,6 +572,7 @@ def setup(app):
     app.add_directive("claims", Claims)
     app.add_directive("drawing", Drawing)
     app.add_directive("explore", Explored)
+    app.add_directive("faults", Faults)
     app.add_directive("lesson", Lesson)
     app.add_directive("other-seeds", OtherSeeds)
     app.add_directive("verdicts", Verdicts)

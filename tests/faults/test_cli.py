@@ -152,6 +152,21 @@ def test_interrupting_training_leaves_nothing_and_the_next_call_starts_cleanly(t
     assert b"regime" in again.stdout
 
 
+def test_an_interruption_that_python_drops_is_made_again(monkeypatch, capsys):
+    class Removed:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def work(*_, **__):
+        Removed()
+        for _ in range(100):  # as long as training that goes on
+            time.sleep(0.1)
+
+    monkeypatch.setattr(experiments, "run_experiment", work)
+    assert cli.main(["run", "rescaling", "--profile", "smoke"]) == cli.INTERRUPTED
+    assert "interrupted" in capsys.readouterr().err
+
+
 def test_book_reports_a_failed_chapter_with_status_1(monkeypatch, capsys):
     def fails(*_, **__):
         raise notebooks.ChapterError("01_one: failed")

@@ -1,0 +1,22 @@
+"""What the server of the faults has done before it forks: imports, and what every training does anew and alike.
+
+Nothing here starts a thread: a process with threads is not safe to fork.
+"""
+
+import importlib
+import io
+import threading
+
+import xarray as xr
+
+from periodic_lib import cli, execution, regimes, results, sources, training
+
+__all__ = ["cli", "execution", "regimes", "training"]
+
+for name in ("sklearn.datasets", "sklearn.model_selection", "tqdm", "pytest", "pandas", "distributed"):
+    importlib.import_module(name)
+with io.BytesIO(bytes(xr.Dataset({"x": ("run", [0.0])}).to_netcdf(engine="h5netcdf"))) as content:
+    xr.open_dataset(content, engine="h5netcdf").load()  # xarray imports its backends, and dask if that is there
+results.code_digest()  # reads the source of the library
+sources.read("digits")
+assert threading.active_count() == 1
