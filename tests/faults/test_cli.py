@@ -257,6 +257,7 @@ def test_verdicts_under_other_seeds_are_saved_from_the_chapters_built_with_them(
     assert cli.main(["claims", "--save-stability"]) == 2  # what is built was built without it
     assert "no chapter has been executed" in capsys.readouterr().err
     say(built / "build" / "classroom-seeds100", monkeypatch)
+    capsys.readouterr()
     assert cli.main(["claims", "--save-stability"]) == 0
     path = Path(capsys.readouterr().out.strip())
     assert path == built / "data" / "claims" / "stability.csv"
