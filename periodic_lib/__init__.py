@@ -15,21 +15,21 @@ from periodic_lib.project import ConfigError
 __version__ = "0.1.0"
 
 _LAZY = {  # public name -> module that defines it
-    "train": "training",
+    "train": "engine.training",
     "run_experiment": "experiments",
-    "find_periods": "periods",
-    "find_destabilizations": "periods",
-    "find_minima": "minima",
-    "label_phases": "periods",
-    "classify_regime": "regimes",
-    "summarize": "regimes",
-    "window_budget": "regimes",
-    "Chapter": "chapters",
-    "late": "periods",
-    "count_by_run": "periods",
-    "spread": "spreads",
-    "interval": "spreads",
-    "use_style": "plots",
+    "find_periods": "analysis.periods",
+    "find_destabilizations": "analysis.periods",
+    "find_minima": "analysis.minima",
+    "label_phases": "analysis.periods",
+    "classify_regime": "analysis.regimes",
+    "summarize": "analysis.regimes",
+    "window_budget": "analysis.regimes",
+    "Chapter": "publishing.chapters",
+    "late": "analysis.periods",
+    "count_by_run": "analysis.periods",
+    "spread": "analysis.spreads",
+    "interval": "analysis.spreads",
+    "use_style": "figures.plots",
 }
 __all__ = ["ConfigError", "Record", "Run", "Setup", "grid", *_LAZY]
 

@@ -196,7 +196,7 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from periodic_lib import regimes
+    from periodic_lib.analysis import regimes
 
     if options.list:
         print(listing())
@@ -270,7 +270,9 @@ def listing() -> str:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from periodic_lib import plans, store, sweeps
+    from periodic_lib import plans
+    from periodic_lib.storage import store
+    from periodic_lib.sweeping import sweeps
 
     name, overrides = options.experiments, parse_overrides(options.set)
     todo = plans.plans_of(name, options.profile, overrides)
@@ -310,7 +312,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _book(options: argparse.Namespace) -> int:
-    from periodic_lib import book, execution, notebooks
+    from periodic_lib.publishing import book, execution, notebooks
 
     names = options.chapters or None
     if options.dry_run:
@@ -331,7 +333,7 @@ def _book(options: argparse.Namespace) -> int:
 
 
 def _claims(options: argparse.Namespace) -> int:
-    from periodic_lib import claims, notebooks
+    from periodic_lib.publishing import claims, notebooks
 
     known_names("profile", [options.profile], experiments.PROFILES)
     folder = notebooks.build_folder(options.profile) / "records"
@@ -349,7 +351,7 @@ def _claims(options: argparse.Namespace) -> int:
 
 
 def _class(options: argparse.Namespace) -> int:
-    from periodic_lib import classroom
+    from periodic_lib.teaching import classroom
 
     known_names("profile", [options.profile], experiments.PROFILES[:2])
     folder = root() / "build" / "class"
@@ -360,7 +362,8 @@ def _class(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from periodic_lib import exports, notebooks
+    from periodic_lib import exports
+    from periodic_lib.publishing import notebooks
 
     try:
         written = exports.export(options.form, options.profile)

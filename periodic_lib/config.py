@@ -105,8 +105,8 @@ class Setup(_Checked):
         for testing), "moby_dick" (characters of the novel, 27 of them, each to be told by the 16
         before it, 4,000 places for training, 1,000 for testing), "cifar10", "cifar100",
         "fashion_mnist" (through torchvision), or the path of your own `.npz` file
-        (`periodic_lib.sources` says what it must hold).
-    network : "mlp", "convnet", "resnet18" or "transformer" (`periodic_lib.networks`).
+        (`periodic_lib.engine.sources` says what it must hold).
+    network : "mlp", "convnet", "resnet18" or "transformer" (`periodic_lib.engine.networks`).
     width : units of a hidden layer, channels of the first block, or size of a token.
     depth : hidden layers, blocks; None means the network's usual depth (mlp 3, convnet 4,
         transformer 4).
@@ -261,10 +261,10 @@ class Run(_Checked):
     init_scale : factor on the initial scale-invariant weights, > 0.
     clip_norm : the gradient is scaled down to this norm where it is longer; None: never.
     clip_above : the gradient is scaled down where its norm exceeds a running mean by more than so
-        many running standard deviations, by ZClip's rule (`periodic_lib.guards`; the authors take
-        2.5); None: never.
+        many running standard deviations, by ZClip's rule (`periodic_lib.engine.guards`; the
+        authors take 2.5); None: never.
     skip_above : a step is left out where its gradient's norm exceeds the mean of the last 128 by
-        more than so many of their standard deviations; None: never (`periodic_lib.guards`).
+        more than so many of their standard deviations; None: never (`periodic_lib.engine.guards`).
     changes : what becomes different on the way (`periodic_lib.changes`), for example "2500:
         weight_decay 0" or "900: elr 0.15, 915: elr 0.03"; None: nothing.
 

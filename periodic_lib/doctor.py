@@ -14,9 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from periodic_lib import project, sources, store
+from periodic_lib import project
 from periodic_lib.config import NETWORKS
+from periodic_lib.engine import sources
 from periodic_lib.project import ConfigError, digest_of_arrays, root
+from periodic_lib.storage import store
 
 ENOUGH_DISK = 2e9  # bytes free, for results of one build of the book
 TRAINING_SECONDS = 120  # that a tiny training may take, the start of Python included

@@ -17,10 +17,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from periodic_lib import results, store
+from periodic_lib import results
 from periodic_lib.checks import integer, known_names, one_of
 from periodic_lib.config import SEED, Record, Run, Setup, grid
 from periodic_lib.declarations import PROFILES, declared, names  # noqa: F401 - found here, too
+from periodic_lib.engine.sources import own_data_digest
 from periodic_lib.project import (
     ConfigError,
     digest,
@@ -28,7 +29,7 @@ from periodic_lib.project import (
     root,
     variable,
 )
-from periodic_lib.sources import own_data_digest
+from periodic_lib.storage import store
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -202,7 +203,7 @@ def run_experiment(
     """
     todo = plan(name, profile, overrides, file)
     if scheduler is not None:
-        from periodic_lib import sweeps
+        from periodic_lib.sweeping import sweeps
 
         sweeps.stored(todo, scheduler, workers, progress, force=force, budget=budget)
     present = None if force else _load_if_true(todo)
@@ -250,7 +251,7 @@ def _trained(
     todo: Plan, runs: Sequence[Run], resume: Path, progress: bool, budget: float | None
 ) -> xr.Dataset:
     """Return what training gives of some runs of a plan."""
-    from periodic_lib.training import train
+    from periodic_lib.engine.training import train
 
     how = {"progress": progress, "resume": resume, "budget": budget}
     return train(todo.setup, runs, todo.record, **how)
@@ -337,9 +338,9 @@ def keep(dataset: xr.Dataset, todo: Plan) -> Path:
             "only a declared result is kept, with no other change than `dataset`; "
             f"got {', '.join(todo.overrides)}."
         )
-    from periodic_lib.periods import find_destabilizations
-    from periodic_lib.recording import thin
-    from periodic_lib.successive import condensed
+    from periodic_lib.analysis.periods import find_destabilizations
+    from periodic_lib.analysis.successive import condensed
+    from periodic_lib.engine.recording import thin
 
     if "snapshot_step" in dataset.dims:
         dataset = condensed(dataset)

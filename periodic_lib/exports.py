@@ -14,23 +14,15 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from periodic_lib import (
-    book,
-    claims,
-    classroom,
-    copies,
-    execution,
-    experiments,
-    notebooks,
-    printing,
-    slides,
-)
+from periodic_lib import experiments
 from periodic_lib.checks import known_names
-from periodic_lib.notebooks import ChapterError
 from periodic_lib.project import ConfigError, print_message, root, write_whole
+from periodic_lib.publishing import book, claims, copies, execution, notebooks, printing, slides
+from periodic_lib.publishing.notebooks import ChapterError
+from periodic_lib.teaching import classroom
 
 PRINTING_SECONDS = 240
-DRAWER = "from periodic_lib import drawings\n\ndrawings.keep({folder!r})"
+DRAWER = "from periodic_lib.publishing import drawings\n\ndrawings.keep({folder!r})"
 PARTS = {  # of the archive: everything that a chapter reads, and no results
     "book": "experiments.yml",
     "data/claims": "*",

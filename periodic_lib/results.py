@@ -35,7 +35,7 @@ from periodic_lib.glossary import LABELS, MISSING
 from periodic_lib.project import ConfigError, digest, root, write_whole
 
 FORMAT = 2  # of the files: 2 since they say `format`, `data_digest` and `stack`
-ENTRY = "training"  # the module whose imports say what a result depends on
+ENTRY = "engine.training"  # the module whose imports say what a result depends on
 # imported there, too: words, files and labels
 NO_NUMBERS = {"glossary", "outside", "project", "results"}
 
@@ -158,7 +158,7 @@ def depends_on(entry: str = ENTRY) -> tuple[str, ...]:
     """Return the modules that determine what `entry` computes: itself and all that it imports, and
     so on.
 
-    >>> "networks" in depends_on(), "plots" in depends_on()
+    >>> "engine.networks" in depends_on(), "figures.plots" in depends_on()
     (True, False)
     """
     found, to_read = set(), [entry]
@@ -180,7 +180,7 @@ def imported(source: str) -> list[str]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("periodic_lib"):
             tail = node.module.removeprefix("periodic_lib").strip(".")
-            found += [tail] if tail else [alias.name for alias in node.names]
+            found += [tail, *(f"{tail}.{alias.name}".strip(".") for alias in node.names)]
     return [module for module in found if module in SOURCES]
 
 

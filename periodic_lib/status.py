@@ -11,8 +11,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from periodic_lib import experiments, store, sweeps, turns
+from periodic_lib import experiments
 from periodic_lib.project import ConfigError
+from periodic_lib.storage import store, turns
+from periodic_lib.sweeping import sweeps
 
 COLUMNS = ("what", "state", "time", "file")
 WORDS = {"ready": "done", "out of date": "stale", "damaged": "damaged", "not made": "not made"}

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from periodic_lib.sources import import_torchvision
+from periodic_lib.engine.sources import import_torchvision
 
 
 @dataclass(frozen=True)

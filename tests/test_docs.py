@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from periodic_lib import claims, cli, execution, experiments, exports, notebooks, project
+from periodic_lib import cli, experiments, exports, project
+from periodic_lib.publishing import claims, execution, notebooks
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -45,7 +46,7 @@ def test_the_readme_shows_commands():
 def test_the_readme_lists_every_environment_variable():
     rows = re.findall(r"^\| `(PERIODIC_\w+)` \| (.*) \| (.*) \|$", README, re.MULTILINE)
     assert {name: (what, default) for name, what, default in rows} == project.VARIABLES
-    read = "\n".join(path.read_text() for path in (ROOT / "periodic_lib").glob("*.py"))
+    read = "\n".join(path.read_text() for path in (ROOT / "periodic_lib").rglob("*.py"))
     assert set(re.findall(r"PERIODIC_[A-Z_]+", read)) == set(project.VARIABLES)
 
 

@@ -1,6 +1,6 @@
 /* What a reader explores: a run step by step (.explore-steps), and guesses of its next break (.explore-guess).
 
-   The data stand in the page, written by `periodic_lib.explore`. The first part, without a page, is tested beside the
+   The data stand in the page, written by `periodic_lib.publishing.explore`. The first part, without a page, is tested beside the
    library. One file without imports, because it is written into the page that shows it. */
 "use strict";
 

@@ -29,16 +29,16 @@ from typing import ClassVar
 from docutils import nodes
 from docutils.parsers.rst import directives
 from docutils.statemachine import StringList
-from periodic_lib import (
+from periodic_lib import glossary
+from periodic_lib.project import root
+from periodic_lib.publishing import (
     claims,
     copies,
     faults,
-    glossary,
-    lessons,
     notebooks,
     scorecard,
 )
-from periodic_lib.project import root
+from periodic_lib.teaching import lessons
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 

@@ -1,4 +1,4 @@
-/* The live simulator of this book: toy B of `periodic_lib.toys` in JavaScript, and the page element that shows it.
+/* The live simulator of this book: toy B of `periodic_lib.theory.toys` in JavaScript, and the page element that shows it.
 
    First part: the model and the judge of its regime, without a page; tests run it beside the library.
    Second part: the page element. One file without imports, because it is written into the page that shows it. */

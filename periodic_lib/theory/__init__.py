@@ -15,7 +15,7 @@ arrays, which broadcast.
 
 One module an idea: `motion` (one step, schedules), `equilibrium`, `jumps` (and how long a period
 lasts), `edge` (and batch normalization's epsilon); all functions are names of this package. The two
-toy models on which all of it can be watched are in `periodic_lib.toys`.
+toy models on which all of it can be watched are in `periodic_lib.theory.toys`.
 """
 
 from periodic_lib.theory.edge import (

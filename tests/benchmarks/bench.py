@@ -39,12 +39,12 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from periodic_lib import datasets, networks
 from periodic_lib.config import Setup, grid
-from periodic_lib.losses import cross_entropy
+from periodic_lib.engine import datasets, networks
+from periodic_lib.engine.losses import cross_entropy
+from periodic_lib.engine.sources import import_torchvision
+from periodic_lib.engine.stack import Stack
 from periodic_lib.project import root, write_whole
-from periodic_lib.sources import import_torchvision
-from periodic_lib.stack import Stack
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # a script has only its own folder
 

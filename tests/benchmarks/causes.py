@@ -2,8 +2,8 @@
 
     python tests/benchmarks/causes.py [--seeds 100 101 ...] [--write]
 
-The table `KINDS`, what may be said of the spikes of each kind, and the rules of `periodic_lib.verdicts` were fixed on
-seeds below 100; the judging seeds are `JUDGED`, run afterwards. With --write the counts go to
+The table `KINDS`, what may be said of the spikes of each kind, and the rules of `periodic_lib.monitor.verdicts` were
+fixed on seeds below 100; the judging seeds are `JUDGED`, run afterwards. With --write the counts go to
 data/benchmarks/spike_causes.csv: a row for each kind, cause said, and number of spikes.
 
 What passes by mistake? A rule that says one cause always is right in that kind only: every kind has its own row. Of a
@@ -24,8 +24,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss, one_hot
 
 from periodic_lib.monitor import Monitor
+from periodic_lib.monitor.verdicts import CAUSES
 from periodic_lib.project import root
-from periodic_lib.verdicts import CAUSES
 
 JUDGED = tuple(range(100, 105))
 PATH = "data/benchmarks/spike_causes.csv"

@@ -22,8 +22,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from periodic_lib import gauges
-from periodic_lib.monitor import Monitor
+from periodic_lib.monitor import Monitor, gauges
 from periodic_lib.project import root
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))

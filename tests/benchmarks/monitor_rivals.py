@@ -34,9 +34,9 @@ import torch
 from monitor_cost import WATCHED
 from torch import nn
 
+from periodic_lib.engine.sources import import_torchvision
 from periodic_lib.monitor import Monitor
 from periodic_lib.project import root
-from periodic_lib.sources import import_torchvision
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 

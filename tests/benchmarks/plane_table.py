@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import pandas as pd
 
-from periodic_lib import plans, results, store, widths
+from periodic_lib import plans, results
+from periodic_lib.analysis import widths
 from periodic_lib.project import root, write_whole
+from periodic_lib.storage import store
 
 
 def main() -> None:

@@ -25,10 +25,9 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from periodic_lib import outlook
-from periodic_lib.monitor import Monitor
+from periodic_lib.engine.sources import import_torchvision
+from periodic_lib.monitor import Monitor, outlook
 from periodic_lib.project import root
-from periodic_lib.sources import import_torchvision
 
 JUDGED = (300, 301)
 PATH = "data/benchmarks/public_report.csv"

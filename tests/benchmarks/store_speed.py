@@ -19,8 +19,9 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from periodic_lib import Record, Setup, grid, index, results, store, train
+from periodic_lib import Record, Setup, grid, results, train
 from periodic_lib.project import root, write_whole
+from periodic_lib.storage import index, store
 
 RUNS, SIZE, JOINED = 5000, 16, 64
 PATH = "data/benchmarks/store.csv"

@@ -24,9 +24,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from periodic_lib import makespans, results, schedulers, sweeps, tasks
+from periodic_lib import results
 from periodic_lib.config import Record, Setup, grid
 from periodic_lib.project import root, write_whole
+from periodic_lib.sweeping import makespans, schedulers, sweeps, tasks
 
 PATH = "data/benchmarks/sweeps.json"
 
@@ -62,7 +63,7 @@ def once(workers: int, seed: int, stacks: int, size: int, steps: int) -> dict:
     seeds = [seed + one for one in range(stacks * size)]
     asked = Asked(grid(lr=1.0, weight_decay=1e-2, seed=seeds), Setup(drop_last=True, steps=steps))
     with empty_store(), schedulers.client_of("local", workers) as client:
-        client.run(lambda: __import__("periodic_lib.training") and None)  # imported before the clock starts
+        client.run(lambda: __import__("periodic_lib.engine.training") and None)  # imported before the clock starts
         processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
         before, started = processor_seconds(processes), time.perf_counter()
         done = sweeps.sweep([asked], client, size=size, progress=False)

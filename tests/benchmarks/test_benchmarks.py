@@ -10,7 +10,7 @@ import torch
 from bench import CASES, CIFAR, CONVNET, MLP, STEP, Case, Loop
 from plain_networks import PLAIN
 
-from periodic_lib import networks
+from periodic_lib.engine import networks
 
 SMALL = replace(CONVNET, width=8, batch_size=8)  # 8 channels: see PlainResNet
 TINY = (

@@ -27,8 +27,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from periodic_lib import outlook
-from periodic_lib.monitor import Monitor
+from periodic_lib.monitor import Monitor, outlook
 from periodic_lib.project import root
 
 JUDGED = (200,)

@@ -10,7 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from periodic_lib import book, chapters, cli, execution, experiments, notebooks, regimes, results
+from periodic_lib import cli, experiments, results
+from periodic_lib.analysis import regimes
+from periodic_lib.publishing import book, chapters, execution, notebooks
 
 ROOT = Path(__file__).parents[2]
 BAD = [

@@ -16,9 +16,10 @@ LIMIT = 120  # seconds of a child, most of them for importing torch on a busy ma
 NETWORKS = """
 import sys
 import torch
-from periodic_lib import Setup, grid, networks
-from periodic_lib.losses import cross_entropy
-from periodic_lib.stack import Stack
+from periodic_lib import Setup, grid
+from periodic_lib.engine import networks
+from periodic_lib.engine.losses import cross_entropy
+from periodic_lib.engine.stack import Stack
 
 torch.set_num_threads(int(sys.argv[1]))
 cases = [("mlp", 4), ("mlp", 16), ("convnet", 2), ("convnet", 8), ("transformer", 16)]
@@ -55,7 +56,7 @@ print("done")
 SHORTCUT = """
 import sys
 import torch
-from periodic_lib.networks import ResNet18
+from periodic_lib.engine.networks import ResNet18
 
 torch.set_num_threads(int(sys.argv[1]))
 torch.manual_seed(0)

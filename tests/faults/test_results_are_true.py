@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from periodic_lib import Record, Run, Setup, experiments, results, store, train
+from periodic_lib import Record, Run, Setup, experiments, results, train
 from periodic_lib import project as ground
+from periodic_lib.engine.stack import Stack
 from periodic_lib.project import ConfigError
-from periodic_lib.stack import Stack
+from periodic_lib.storage import store
 
 DECLARATION = """
     own:
@@ -138,7 +139,7 @@ def test_a_state_that_cannot_be_saved_does_not_end_the_training(tmp_path, monkey
             raise OSError(errno.ENOSPC, "No space left on device")
         original(path, content)
 
-    monkeypatch.setattr("periodic_lib.training.RESUME_SECONDS", 0)
+    monkeypatch.setattr("periodic_lib.engine.training.RESUME_SECONDS", 0)
     monkeypatch.setattr(ground, "write_whole", full)
     setup = Setup(width=8, depth=1, steps=5)
     done = train(setup, [Run(0.1, 1e-2)], Record(evaluate_every=None), resume=tmp_path / "s.npz", progress=False)

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from periodic_lib import store, sweeps
 from periodic_lib.experiments import plan, run_experiment
 from periodic_lib.project import ConfigError
+from periodic_lib.storage import store
+from periodic_lib.sweeping import sweeps
 
 FILE = """
     some:
@@ -112,8 +113,9 @@ def test_a_worker_and_then_the_scheduler_are_killed(project, cluster, monkeypatc
 
 def test_a_stack_goes_on_from_its_state_on_another_worker(project, monkeypatch):
     """What a killed worker saved is used: with a budget of nothing a state is left after some steps."""
-    from periodic_lib import tasks, training
+    from periodic_lib.engine import training
     from periodic_lib.project import Unfinished, digest
+    from periodic_lib.sweeping import tasks
 
     todo = plan("some", "smoke")
     (task,) = tasks.cut(tasks.groups([todo]), lambda setup, record: 6)

@@ -20,9 +20,11 @@ import h5py
 import numpy as np
 import pytest
 
-from periodic_lib import Record, Run, Setup, answers, cli, experiments, notebooks, outside, project, results, train
+from periodic_lib import Record, Run, Setup, cli, experiments, outside, project, results, train
+from periodic_lib.engine.stack import Stack
 from periodic_lib.project import ConfigError
-from periodic_lib.stack import Stack
+from periodic_lib.publishing import notebooks
+from periodic_lib.teaching import answers
 
 MEGABYTES = 60  # that reading a refused file may take at its peak
 
@@ -202,7 +204,9 @@ READ = """
 import json, resource, sys, time
 from pathlib import Path
 import numpy as np, xarray, h5netcdf, h5py, psutil, yaml
-from periodic_lib import notebooks, outside, results, sources
+from periodic_lib import outside, results
+from periodic_lib.engine import sources
+from periodic_lib.publishing import notebooks
 
 readers = {"npz": lambda path: sources.read(str(path)), "nc": results.load}
 readers |= {"yml": outside.read_yaml, "ipynb": notebooks.read}
@@ -260,7 +264,7 @@ def test_a_hostile_file_is_refused_in_one_line_before_memory_is_taken(which, out
 
 
 def test_a_damaged_or_hostile_result_beside_good_ones_is_no_obstacle_for_the_index(tmp_path):
-    from periodic_lib import store
+    from periodic_lib.storage import store
 
     good = train(Setup(width=8, depth=1, steps=3), [Run(0.1, 1e-2)], progress=False)
     store.put(good)
@@ -455,7 +459,7 @@ def arrays(draw):
 @pytest.mark.parametrize("seed", range(5))
 def test_any_own_data_are_one_line_or_finite(tmp_path, seed):
     """53 and more files at random: wrong arrays, and bytes changed in the file."""
-    from periodic_lib import datasets
+    from periodic_lib.engine import datasets
 
     draw, path = random.Random(seed), tmp_path / "mine.npz"
     for _ in range(11):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from bs4 import BeautifulSoup
 
-from periodic_lib import claims, notebooks
+from periodic_lib.publishing import claims, notebooks
 
 PROFILE = os.environ.get("PROFILE", "classroom")
 HTML = Path(__file__).parents[2] / "build" / PROFILE / "html" / "_build" / "html"

@@ -8,7 +8,8 @@ import pytest
 from browser import needs_chromium, opened
 from test_book import HTML, PAGES, PROFILE
 
-from periodic_lib import exports, notebooks, printing
+from periodic_lib import exports
+from periodic_lib.publishing import notebooks, printing
 
 pytestmark = pytest.mark.skipif(not PAGES, reason="the book is not built: make book")
 

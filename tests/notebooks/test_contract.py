@@ -5,8 +5,9 @@ import re
 
 import pytest
 
-from periodic_lib import claims, experiments, notebooks
+from periodic_lib import experiments
 from periodic_lib.project import root
+from periodic_lib.publishing import claims, notebooks
 
 CHAPTERS = notebooks.chapters()
 LONGEST_SHOWN = 15  # lines of a code cell that a reader sees, as formatted for the page

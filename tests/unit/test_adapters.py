@@ -10,10 +10,9 @@ import torch
 from plain_networks import PlainMLP
 from torch import nn
 
-from periodic_lib import adapters
-from periodic_lib.monitor import Monitor
+from periodic_lib.engine.sources import import_torchvision
+from periodic_lib.monitor import Monitor, adapters
 from periodic_lib.project import ConfigError
-from periodic_lib.sources import import_torchvision
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the two libraries
 GROUPS = [[f"net.hidden{i}.weight"] for i in range(3)]

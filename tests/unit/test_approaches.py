@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from periodic_lib import approaches
+from periodic_lib.analysis import approaches
 
 LR, WD, PERIOD = 0.1, 0.05, 400
 RATE = -2 * np.log1p(-LR * WD)

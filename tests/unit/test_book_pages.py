@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from bs4 import BeautifulSoup
 
-from periodic_lib import claims, notebooks, scorecard
 from periodic_lib.project import ConfigError
+from periodic_lib.publishing import claims, notebooks, scorecard
 
 EXTENSION = Path(__file__).parents[2] / "book" / "_ext" / "periodic_book.py"
 CLAIM = """

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from periodic_lib import bounds, edges, theory
+from periodic_lib import theory
+from periodic_lib.analysis import bounds, edges
 
 
 def test_the_adversary_attains_the_bound_and_nobody_is_earlier():

@@ -5,11 +5,12 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from periodic_lib import anatomy, find_destabilizations, find_periods
-from periodic_lib import breaks as around_breaks
-from periodic_lib.anatomy import cosine_distance
-from periodic_lib.breaks import around, first_above, hazard, moved, quiet_steps, rank
-from periodic_lib.toys import SphereToy
+from periodic_lib import find_destabilizations, find_periods
+from periodic_lib.analysis import anatomy
+from periodic_lib.analysis import breaks as around_breaks
+from periodic_lib.analysis.anatomy import cosine_distance
+from periodic_lib.analysis.breaks import around, first_above, hazard, moved, quiet_steps, rank
+from periodic_lib.theory.toys import SphereToy
 
 RNG = np.random.default_rng(0)
 

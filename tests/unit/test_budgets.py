@@ -3,7 +3,7 @@ import pytest
 import xarray as xr
 
 from periodic_lib import theory
-from periodic_lib.budgets import norm_budgets
+from periodic_lib.analysis.budgets import norm_budgets
 
 
 def simulated(gradients, lr=0.1, weight_decay=0.1):

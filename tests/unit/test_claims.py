@@ -5,10 +5,11 @@ import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 
-from periodic_lib import claims, experiments, scorecard
-from periodic_lib.chapters import Chapter, formatted
-from periodic_lib.claims import verdict
+from periodic_lib import experiments
 from periodic_lib.project import ConfigError
+from periodic_lib.publishing import claims, scorecard
+from periodic_lib.publishing.chapters import Chapter, formatted
+from periodic_lib.publishing.claims import verdict
 
 FILE = """
 works:

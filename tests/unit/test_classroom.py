@@ -12,20 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from periodic_lib import (
-    classroom,
-    exercises,
-    experiments,
-    find_periods,
-    lessons,
-    notebooks,
-    printing,
-    theory,
-    toys,
-)
-from periodic_lib.answers import Key, Question
+from periodic_lib import experiments, find_periods, theory
 from periodic_lib.cli import main
 from periodic_lib.project import ConfigError
+from periodic_lib.publishing import notebooks, printing
+from periodic_lib.teaching import classroom, exercises, lessons
+from periodic_lib.teaching.answers import Key, Question
+from periodic_lib.theory import toys
 
 ROOT = Path(__file__).parents[2]
 RECORDS = {"03_periodic_behavior": {"numbers": {"period_fast": 500.0}}}

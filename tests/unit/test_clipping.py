@@ -5,7 +5,7 @@ import pytest
 import xarray as xr
 
 from periodic_lib import Record, Run, Setup, train
-from periodic_lib.clipping import adaptive_limits, clipped_norm, guard_table
+from periodic_lib.analysis.clipping import adaptive_limits, clipped_norm, guard_table
 
 
 @pytest.mark.parametrize(("lr", "wd", "limit"), [(0.1, 0.2, 1.0), (0.3, 1e-2, 0.05), (2.0, 0.1, 7.0)])

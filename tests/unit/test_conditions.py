@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from periodic_lib import conditions, theory
+from periodic_lib import theory
+from periodic_lib.analysis import conditions
 
 EVERY = np.arange(1000)
 

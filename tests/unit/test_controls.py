@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from periodic_lib import controls
+from periodic_lib.analysis import controls
 
 
 def result(loss, norm=None, **coordinates):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from periodic_lib import copies, notebooks
+from periodic_lib.publishing import copies, notebooks
 
 ROOT = Path(__file__).parents[2]
 RECORDS = {"03_periodic_behavior": {"numbers": {"peak": 2.345, "word": "twice"}}}

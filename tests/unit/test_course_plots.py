@@ -5,8 +5,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from periodic_lib import bounds, course_plots, long_runs, panels, periods, regimes, theory
-from periodic_lib.toys import SphereToy
+from periodic_lib import theory
+from periodic_lib.analysis import bounds, long_runs, periods, regimes
+from periodic_lib.figures import course_plots, panels
+from periodic_lib.theory.toys import SphereToy
 
 
 @pytest.fixture(autouse=True)

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 import torch
 
-from periodic_lib import batches, datasets, project, sources
-from periodic_lib.batches import BatchOrder, FixedOrder, with_fresh_noise
+from periodic_lib import project
 from periodic_lib.config import DATASETS, Setup
+from periodic_lib.engine import batches, datasets, sources
+from periodic_lib.engine.batches import BatchOrder, FixedOrder, with_fresh_noise
 from periodic_lib.project import ConfigError
 
 
@@ -603,7 +604,7 @@ def test_a_download_that_fails_is_explained(downloads, monkeypatch):
 
 def test_torchvision_can_be_imported_twice_without_a_warning_and_only_on_request():
     code = (
-        "import sys; from periodic_lib import datasets, sources; assert 'torchvision' not in sys.modules; "
+        "import sys; from periodic_lib.engine import datasets, sources; assert 'torchvision' not in sys.modules; "
         "first, second = sources.import_torchvision(), sources.import_torchvision(); assert first is second; "
         "from torchvision.datasets import CIFAR10; print(CIFAR10.__name__)"
     )

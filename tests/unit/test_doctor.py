@@ -5,8 +5,10 @@ import textwrap
 import numpy as np
 import pytest
 
-from periodic_lib import cli, doctor, experiments, sources, status, store
+from periodic_lib import cli, doctor, experiments, status
 from periodic_lib.doctor import Finding
+from periodic_lib.engine import sources
+from periodic_lib.storage import store
 
 
 def test_every_check_is_well_here_or_names_a_package(monkeypatch, tmp_path, capsys):

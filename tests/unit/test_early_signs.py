@@ -5,9 +5,10 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from periodic_lib import early_signs, theory
-from periodic_lib.spreads import area_under_curve
-from periodic_lib.toys import SphereToy
+from periodic_lib import theory
+from periodic_lib.analysis import early_signs
+from periodic_lib.analysis.spreads import area_under_curve
+from periodic_lib.theory.toys import SphereToy
 
 
 def scored(gap, settings=30, seeds=2, seed=0):

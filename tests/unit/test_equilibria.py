@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from periodic_lib import Run, Setup, equilibria, grid, theory
+from periodic_lib import Run, Setup, grid, theory
+from periodic_lib.analysis import equilibria
 
 LR, WD = 0.5, 0.01
 

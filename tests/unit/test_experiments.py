@@ -6,11 +6,12 @@ import time
 import numpy as np
 import pytest
 
-from periodic_lib import Setup, experiments, grid, results, store, train
+from periodic_lib import Setup, experiments, grid, results, train
 from periodic_lib import project as project_module
 from periodic_lib.experiments import declared, keep, kept, plan, run_experiment, run_variants, state
 from periodic_lib.project import ConfigError
 from periodic_lib.results import bare_source, code_digest
+from periodic_lib.storage import store
 
 FILE = """
     small:

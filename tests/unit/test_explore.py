@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from test_simulator import in_javascript
 
-from periodic_lib import claims, explore, find_destabilizations, forecasts
-from periodic_lib.chapters import Chapter
+from periodic_lib import find_destabilizations
+from periodic_lib.analysis import forecasts
 from periodic_lib.project import ConfigError
-from periodic_lib.toys import SphereToy
+from periodic_lib.publishing import claims, explore
+from periodic_lib.publishing.chapters import Chapter
+from periodic_lib.theory.toys import SphereToy
 
 SCRIPT = Path(__file__).parents[2] / "book" / "_ext" / "explore.js"
 

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from periodic_lib import classroom, drawings, experiments, exports, notebooks, printing, slides
-from periodic_lib.chapters import Chapter
+from periodic_lib import experiments, exports
 from periodic_lib.cli import main
 from periodic_lib.project import ConfigError
+from periodic_lib.publishing import drawings, notebooks, printing, slides
+from periodic_lib.publishing.chapters import Chapter
+from periodic_lib.teaching import classroom
 
 ROOT = Path(__file__).parents[2]
 ALT = "A line that rises from three to four, and dots beside it, for a test of what is kept."

@@ -2,8 +2,8 @@
 
 import pytest
 
-from periodic_lib import faults
 from periodic_lib.project import ConfigError
+from periodic_lib.publishing import faults
 
 ORIGIN = {"date": "2026-11-30", "revision": "abc", "processor": "a processor"}
 

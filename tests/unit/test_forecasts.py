@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from periodic_lib import forecasts
+from periodic_lib.analysis import forecasts
 
 
 def teeth(lengths, restart=1.0, rate=0.01):

@@ -1,4 +1,5 @@
-from periodic_lib import glossary, metrics, training
+from periodic_lib import glossary
+from periodic_lib.engine import metrics, training
 
 
 def test_docstrings_carry_the_definitions():

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from periodic_lib import Record, Run, Setup, train
-from periodic_lib.guards import ENOUGH, HISTORY, Guards
+from periodic_lib.engine.guards import ENOUGH, HISTORY, Guards
+from periodic_lib.engine.stack import Stack
 from periodic_lib.project import Unfinished
-from periodic_lib.stack import Stack
 
 BASE = {"lr": 0.3, "weight_decay": 1e-2}
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from periodic_lib.invariance import decade, parted, relative_error
+from periodic_lib.analysis.invariance import decade, parted, relative_error
 
 
 def test_a_relative_error_has_no_scale():

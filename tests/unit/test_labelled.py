@@ -9,7 +9,7 @@ import xarray as xr
 from sklearn.metrics import cohen_kappa_score
 
 from periodic_lib import classify_regime, find_destabilizations, theory
-from periodic_lib.regimes import GUESSING_SHARE
+from periodic_lib.analysis.regimes import GUESSING_SHARE
 
 FOLDER = Path(__file__).parents[1] / "labelled"
 GROUPS = ("design", "held out")  # and "blind", which nothing below is asserted of but what was measured

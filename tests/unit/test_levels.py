@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from periodic_lib import levels, theory
+from periodic_lib import theory
+from periodic_lib.analysis import levels
 
 
 def saw(lr=0.5, weight_decay=0.02, teeth=6, steps=40, kick=1.5):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from periodic_lib import long_runs
+from periodic_lib.analysis import long_runs
 
 
 def test_loss_times_start_anew_at_every_break():

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from periodic_lib import metrics
+from periodic_lib.engine import metrics
 
 
 @pytest.mark.parametrize("angle", [1e-6, 1e-3, 0.5, 2.0])

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from periodic_lib import Record, Setup, grid, minima, train
+from periodic_lib import Record, Setup, grid, train
+from periodic_lib.analysis import minima
 
 
 @pytest.fixture(scope="module")

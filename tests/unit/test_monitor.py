@@ -14,12 +14,12 @@ from plain_networks import PlainMLP, PlainResNet
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from periodic_lib import Record, Run, Setup, gauges, outlook, train
-from periodic_lib.histories import History
-from periodic_lib.monitor import Monitor
+from periodic_lib import Record, Run, Setup, train
+from periodic_lib.engine.stack import Stack
+from periodic_lib.monitor import Monitor, gauges, outlook
+from periodic_lib.monitor.histories import History
 from periodic_lib.project import ConfigError
 from periodic_lib.results import load, provenance
-from periodic_lib.stack import Stack
 
 HIDDEN = [[f"hidden{i}.weight"] for i in range(3)]
 
@@ -326,7 +326,7 @@ def test_a_fault_inside_stops_the_monitor_and_not_the_training(batches, place, m
 
 
 def test_verdicts_and_logs_are_guarded_too(batches, monkeypatch, tmp_path):
-    from periodic_lib import verdicts
+    from periodic_lib.monitor import verdicts
 
     model = make()
     optimizer = optimizer_of(model)

@@ -3,13 +3,13 @@ import torch
 from plain_networks import PLAIN, PlainConvNet
 from torch import nn
 
-from periodic_lib import networks
 from periodic_lib.config import Run, Setup
-from periodic_lib.losses import cross_entropy, squared_error
-from periodic_lib.metrics import scale_sensitivity
-from periodic_lib.normalization import FEATURES, PICTURES, Statistics, batch_norm
+from periodic_lib.engine import networks
+from periodic_lib.engine.losses import cross_entropy, squared_error
+from periodic_lib.engine.metrics import scale_sensitivity
+from periodic_lib.engine.normalization import FEATURES, PICTURES, Statistics, batch_norm
+from periodic_lib.engine.stack import Stack
 from periodic_lib.project import ConfigError
-from periodic_lib.stack import Stack
 
 NETWORKS = ["mlp", "convnet", "resnet18", "transformer"]
 SHAPES = [(1, 8, 8), (3, 32, 32), (1, 28, 28)]

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from periodic_lib import book as the_book
-from periodic_lib import claims, execution, experiments, notebooks
+from periodic_lib import experiments
 from periodic_lib.cli import main
-from periodic_lib.notebooks import ChapterError
 from periodic_lib.project import ConfigError
+from periodic_lib.publishing import book as the_book
+from periodic_lib.publishing import claims, execution, notebooks
+from periodic_lib.publishing.notebooks import ChapterError
 
 EXPERIMENTS = """
 tiny:

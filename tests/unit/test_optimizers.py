@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from periodic_lib import optimizers
 from periodic_lib.config import OPTIMIZERS, SCHEDULES, Run, Setup
+from periodic_lib.engine import optimizers
 
 N, N_INVARIANT, STEPS = 30, 20, 50
 ADAM = [

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from periodic_lib import Setup, grid, pairs
-from periodic_lib.sources import import_torchvision
-from periodic_lib.stack import Stack
+from periodic_lib import Setup, grid
+from periodic_lib.analysis import pairs
+from periodic_lib.engine.sources import import_torchvision
+from periodic_lib.engine.stack import Stack
 
 EXACT = {"width": 8, "dtype": "float64", "bn_eps": 0.0, "train_others": True, "drop_last": True}
 

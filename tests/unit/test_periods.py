@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from periodic_lib import glossary, periods, theory
-from periodic_lib.minima import find_minima
-from periodic_lib.periods import (
+from periodic_lib import glossary, theory
+from periodic_lib.analysis import periods
+from periodic_lib.analysis.minima import find_minima
+from periodic_lib.analysis.periods import (
     count_by_run,
     find_destabilizations,
     find_excursions,
@@ -15,8 +16,8 @@ from periodic_lib.periods import (
     label_phases,
     late,
 )
+from periodic_lib.analysis.regimes import GUESSING_SHARE, classify_regime, summarize, window_budget
 from periodic_lib.project import ConfigError
-from periodic_lib.regimes import GUESSING_SHARE, classify_regime, summarize, window_budget
 
 T = np.arange(2000)
 

@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from periodic_lib import plane, theory
-from periodic_lib.toys import SphereToy
+from periodic_lib import theory
+from periodic_lib.analysis import plane
+from periodic_lib.theory.toys import SphereToy
 
 
 def test_far_gradient_is_the_mean_over_random_directions_and_batches():

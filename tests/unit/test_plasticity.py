@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 
 from periodic_lib import Record, Run, Setup, train
-from periodic_lib.plasticity import last_over_first, moved_gains, split_by_break, task_table
+from periodic_lib.analysis.plasticity import last_over_first, moved_gains, split_by_break, task_table
 from periodic_lib.project import ConfigError
 
 

@@ -3,7 +3,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from periodic_lib import Record, Setup, grid, periods, plots, results, train
+from periodic_lib import Record, Setup, grid, results, train
+from periodic_lib.analysis import periods
+from periodic_lib.figures import plots
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from periodic_lib import practice
+from periodic_lib.analysis import practice
 
 LR, WD, STEPS = 0.1, 0.02, 1000
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from periodic_lib import Run, Setup
-from periodic_lib.preactivations import variances
-from periodic_lib.stack import Stack
+from periodic_lib.analysis.preactivations import variances
+from periodic_lib.engine.stack import Stack
 
 
 def test_the_variances_of_one_layer_are_those_of_its_products():

@@ -5,8 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from periodic_lib import approaches, presumption_plots
-from periodic_lib.toys import SphereToy
+from periodic_lib.analysis import approaches
+from periodic_lib.figures import presumption_plots
+from periodic_lib.theory.toys import SphereToy
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from periodic_lib.analysis.random_gradients import RandomGradients, compared
 from periodic_lib.project import ConfigError
-from periodic_lib.random_gradients import RandomGradients, compared
 
 
 def test_without_noise_a_step_is_decay_alone():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from periodic_lib.schedulers import kubernetes, slurm
+from periodic_lib.sweeping.schedulers import kubernetes, slurm
 
 KEYS = {"queue", "cores", "processes", "job_cpu", "memory", "walltime", "job_extra_directives"}
 KEYS |= {"job_script_prologue", "worker_extra_args"}

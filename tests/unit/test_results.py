@@ -107,8 +107,10 @@ def test_a_result_that_may_not_be_read_is_not_taken_for_damaged(tmp_path, monkey
 
 def test_what_a_result_depends_on_follows_from_the_imports():
     found = set(results.depends_on())
-    assert {"config", "datasets", "networks", "optimizers", "metrics", "stack", "training"} <= found
-    assert not found & {"plots", "periods", "theory", "claims", "notebooks", "experiments", "cli"}
+    trained = {"datasets", "networks", "optimizers", "metrics", "stack", "training"}
+    assert {"config", *(f"engine.{name}" for name in trained)} <= found
+    assert not {"theory", "experiments", "cli"} & found
+    assert {name.partition(".")[0] for name in found} <= {"engine", "config", "changes", "checks", "devices"}
 
 
 def test_code_edited_after_import_does_not_relabel_what_runs(tmp_path):
@@ -117,7 +119,7 @@ def test_code_edited_after_import_does_not_relabel_what_runs(tmp_path):
     shutil.copytree(Path(results.__file__).parent, copy)
     code = (
         "import pathlib, sys; from periodic_lib import results; "
-        "path = pathlib.Path(results.__file__).with_name('optimizers.py'); "
+        "path = pathlib.Path(results.__file__).with_name('engine') / 'optimizers.py'; "
         "sys.argv[1] == 'edit' and path.write_text(path.read_text() + chr(10) + 'x = 1'); "
         "print(results.code_digest())"
     )

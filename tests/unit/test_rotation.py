@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 
 from periodic_lib import theory
-from periodic_lib.rotation import expected_turn, neuron_turns, turns_by_kind
+from periodic_lib.analysis.rotation import expected_turn, neuron_turns, turns_by_kind
 
 STEPS = 40
 

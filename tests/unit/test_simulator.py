@@ -10,7 +10,7 @@ import pytest
 from bs4 import BeautifulSoup
 
 from periodic_lib import classify_regime, find_destabilizations
-from periodic_lib.toys import BATCH_STREAM, POINT_STREAM, START_STREAM, SphereToy, random_numbers
+from periodic_lib.theory.toys import BATCH_STREAM, POINT_STREAM, START_STREAM, SphereToy, random_numbers
 
 SCRIPT = Path(__file__).parents[2] / "book" / "_ext" / "simulator.js"
 REGIMES = {"converges": "convergence", "periodic": "periodic", "equilibrium": "equilibrium"}

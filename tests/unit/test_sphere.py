@@ -6,7 +6,7 @@ import pytest
 import xarray as xr
 
 from periodic_lib import Record, Setup, grid, train
-from periodic_lib.sphere import border, e_fold, in_order, sphere_regimes, waiting_steps
+from periodic_lib.analysis.sphere import border, e_fold, in_order, sphere_regimes, waiting_steps
 
 STEP = np.arange(400)
 LOSSES = {

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from periodic_lib.spreads import (
+from periodic_lib.analysis.spreads import (
     disagreement_error,
     interval,
     regular_by_chance,

@@ -5,7 +5,9 @@ import pytest
 import torch
 import xarray as xr
 
-from periodic_lib import ConfigError, Record, Setup, grid, metrics, stability, theory, train
+from periodic_lib import ConfigError, Record, Setup, grid, theory, train
+from periodic_lib.analysis import stability
+from periodic_lib.engine import metrics
 
 SIZE = 6
 

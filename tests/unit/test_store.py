@@ -9,8 +9,9 @@ import time
 import numpy as np
 import pytest
 
-from periodic_lib import Record, Setup, experiments, grid, index, results, store, train, turns
+from periodic_lib import Record, Setup, experiments, grid, results, train
 from periodic_lib.project import ConfigError
+from periodic_lib.storage import index, store, turns
 
 SETUP = Setup(width=8, depth=1, steps=6)
 RECORD = Record(evaluate_every=3, layers=True, neurons=True)
@@ -245,7 +246,7 @@ def test_a_file_found_damaged_when_it_is_read_is_set_aside_and_made_again(home, 
 
 HOLD = """
 import sys, time
-from periodic_lib import store
+from periodic_lib.storage import store
 with store.claimed(sys.argv[1:], "it") as left:
     print(len(left), flush=True)
     time.sleep(60)

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 
 from periodic_lib import Record, Run, Setup, results, train
-from periodic_lib import minima as mn
-from periodic_lib.successive import (
+from periodic_lib.analysis import minima as mn
+from periodic_lib.analysis.successive import (
     condensed,
     equally_spaced,
     last_minima,

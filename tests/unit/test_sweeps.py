@@ -6,9 +6,11 @@ import textwrap
 import numpy as np
 import pytest
 
-from periodic_lib import ConfigError, Record, Setup, cli, grid, plans, schedulers, store, sweeps
+from periodic_lib import ConfigError, Record, Setup, cli, grid, plans
 from periodic_lib.experiments import plan, run_experiment
-from periodic_lib.tasks import Task
+from periodic_lib.storage import store
+from periodic_lib.sweeping import schedulers, sweeps
+from periodic_lib.sweeping.tasks import Task
 
 FILE = """
     tiny:
@@ -70,7 +72,8 @@ def test_a_size_is_measured_and_kept(project):
 
 
 def test_the_estimate_of_memory_is_about_what_a_result_takes():
-    from periodic_lib import speeds, train
+    from periodic_lib import train
+    from periodic_lib.sweeping import speeds
 
     setup = Setup(width=8, depth=1, steps=3000)
     found = speeds.speed(setup, Record(evaluate_every=None))

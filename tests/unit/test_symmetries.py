@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from periodic_lib import ConfigError, jacobians, powers, probes
-from periodic_lib.symmetries import find_groups
+from periodic_lib import ConfigError
+from periodic_lib.symmetries import find_groups, jacobians, powers, probes
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from foreign_networks import FOREIGN, GPT, Encoder, biased_perceptron, matching, tokens, vectors

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from periodic_lib import ConfigError, Record, Setup, grid
-from periodic_lib.makespans import bounds, drawn_failures, simulate
-from periodic_lib.schedulers import demand, local_workers, memory, slots
-from periodic_lib.tasks import Task, best_size, cut, even, groups
+from periodic_lib.sweeping.makespans import bounds, drawn_failures, simulate
+from periodic_lib.sweeping.schedulers import demand, local_workers, memory, slots
+from periodic_lib.sweeping.tasks import Task, best_size, cut, even, groups
 
 WIDE, NARROW = Setup(width=64, steps=10), Setup(width=8, steps=10)
 

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from periodic_lib import theory, toys
+from periodic_lib import theory
 from periodic_lib.project import ConfigError
+from periodic_lib.theory import toys
 
 SETTINGS = [(0.1, 1e-3, 20.0), (1.0, 1e-3, 48.0), (0.03, 1e-2, 0.5), (5.0, 1e-1, 3.0)]
 

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 
-from periodic_lib import theory, toys
-from periodic_lib.periods import find_destabilizations
+from periodic_lib import theory
+from periodic_lib.analysis.periods import find_destabilizations
+from periodic_lib.analysis.regimes import classify_regime
 from periodic_lib.project import ConfigError
-from periodic_lib.regimes import classify_regime
-from periodic_lib.toys import SphereToy, circle_orbit, random_numbers
+from periodic_lib.theory import toys
+from periodic_lib.theory.toys import SphereToy, circle_orbit, random_numbers
 
 
 def test_random_numbers_are_the_finalizer_of_murmurhash3():

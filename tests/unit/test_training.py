@@ -11,10 +11,11 @@ import pytest
 import torch
 from plain_networks import PlainConvNet
 
-from periodic_lib import Record, Run, Setup, devices, grid, recording, results, theory, train, training
-from periodic_lib import stack as stack_module
+from periodic_lib import Record, Run, Setup, grid, results, theory, train
+from periodic_lib.engine import devices, recording, training
+from periodic_lib.engine import stack as stack_module
+from periodic_lib.engine.stack import Stack
 from periodic_lib.project import ConfigError, Unfinished
-from periodic_lib.stack import Stack
 
 SMALL = {"width": 16, "depth": 2, "drop_last": True}
 
@@ -566,8 +567,8 @@ def test_a_state_of_other_training_or_a_damaged_one_is_not_used(tmp_path):
 def test_killed_at_a_random_step_and_started_again_is_bit_identical(tmp_path):
     """SIGKILL, not an exception: the state on disk is all there is."""
     code = (
-        "import sys; from periodic_lib import Setup, Run, Record, train, training; training.RESUME_SECONDS = 0.05; "
-        "from periodic_lib import results; "
+        "import sys; from periodic_lib import Setup, Run, Record, results, train; "
+        "from periodic_lib.engine import training; training.RESUME_SECONDS = 0.05; "
         "out = train(Setup(width=16, depth=2, steps=1200), [Run(0.3, 1e-2), Run(0.1, 1e-2, data_seed=1)], "
         "Record(evaluate_every=500), resume=sys.argv[1], progress=False); results.save(out, sys.argv[2])"
     )

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from periodic_lib.transfer import final_losses, highest_over_lowest, lowest, optima, shift_per_doubling
+from periodic_lib.analysis.transfer import final_losses, highest_over_lowest, lowest, optima, shift_per_doubling
 
 RATES = np.array([0.05, 0.12, 0.3, 0.8, 2.0])
 STEPS = 80

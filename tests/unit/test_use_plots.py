@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from periodic_lib import use_plots
-from periodic_lib.clipping import clipped_norm
+from periodic_lib.analysis.clipping import clipped_norm
+from periodic_lib.figures import use_plots
 
 matplotlib.use("agg")
 
@@ -46,7 +46,7 @@ def test_the_worth_of_networks_is_drawn_run_by_run():
 
 
 def test_the_limit_that_follows_is_drawn_at_the_first_break():
-    from periodic_lib.clipping import adaptive_limits
+    from periodic_lib.analysis.clipping import adaptive_limits
 
     step, gradient = np.arange(600), np.random.default_rng(0).uniform(1, 2, (2, 600))
     gradient[:, 400:420] = 30.0

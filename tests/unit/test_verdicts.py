@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from periodic_lib import outlook, theory, verdicts
+from periodic_lib import theory
+from periodic_lib.monitor import outlook, verdicts
 from periodic_lib.project import root
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from periodic_lib import words
+from periodic_lib.analysis import words
 
 RUNS = pd.DataFrame(
     {

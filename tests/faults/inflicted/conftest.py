@@ -14,8 +14,8 @@ import pytest
 import yaml
 from harness import EXPERIMENTS, Fault, Outcome, Place
 
-from periodic_lib import faults as table
 from periodic_lib import results
+from periodic_lib.publishing import faults as table
 
 ROOT = Path(__file__).parents[3]
 

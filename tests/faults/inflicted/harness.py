@@ -234,7 +234,7 @@ def _counts(event: str, argument: object, only: Sequence[str]) -> bool:
 
 def at_step(step: int, act: Callable[[], object]) -> None:
     """Lay a trap: `act` is called when training comes to a step."""
-    from periodic_lib.stack import Stack
+    from periodic_lib.engine.stack import Stack
 
     original = Stack.step
 
@@ -248,7 +248,7 @@ def at_step(step: int, act: Callable[[], object]) -> None:
 
 def save_every_step() -> None:
     """Let training save its state at every step, so that a kill often hits a save."""
-    from periodic_lib import training
+    from periodic_lib.engine import training
 
     training.RESUME_SECONDS = 0
 

@@ -9,7 +9,8 @@ import psutil
 import pytest
 from harness import HERE, fingerprint
 
-from periodic_lib import notebooks, results
+from periodic_lib import results
+from periodic_lib.publishing import notebooks
 
 WAIT = 30  # seconds that what was started may go on after whoever started it is gone
 CELL = """

@@ -111,7 +111,8 @@ def report(example, attempt):
 
 def command_that_does_not_train(*arguments):
     """Run the command `periodic run` up to where training would begin."""
-    from periodic_lib import cli, datasets, experiments
+    from periodic_lib import cli, experiments
+    from periodic_lib.engine import datasets
     from periodic_lib.project import Unfinished
 
     def checks(name, profile, overrides=None, **_):

@@ -15,8 +15,9 @@ MANY = ["run", "many", "--profile", "smoke"]
 
 def sweep(arguments):
     """Train the experiment `many` in stacks of two, or of `size`, where `scheduler` says; then serve it."""
-    from periodic_lib import experiments, sweeps
+    from periodic_lib import experiments
     from periodic_lib.project import ConfigError, print_message
+    from periodic_lib.sweeping import sweeps
 
     scheduler, size = arguments
     try:
@@ -56,7 +57,7 @@ def test_sweep_killed(fault, place, outcome):
 
 def need_memory(limit, step):
     """Lay a trap: a stack of more than `limit` runs asks for more memory than there is, at a step."""
-    from periodic_lib.stack import Stack
+    from periodic_lib.engine.stack import Stack
 
     original = Stack.step
 

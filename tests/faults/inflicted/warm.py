@@ -9,7 +9,10 @@ import threading
 
 import xarray as xr
 
-from periodic_lib import cli, execution, regimes, results, sources, training
+from periodic_lib import cli, results
+from periodic_lib.analysis import regimes
+from periodic_lib.engine import sources, training
+from periodic_lib.publishing import execution
 
 __all__ = ["cli", "execution", "regimes", "training"]
 

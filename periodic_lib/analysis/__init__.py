@@ -1,0 +1,1 @@
+"""What is read off results: periods, breaks, regimes, and what each chapter asks of them."""

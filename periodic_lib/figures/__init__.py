@@ -1,0 +1,1 @@
+"""Figures: one function a kind of figure; results or tables in, axes or a figure out."""

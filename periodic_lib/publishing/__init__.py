@@ -1,0 +1,1 @@
+"""From notebooks to a book: executed chapters, what they say with numbers, claims, pages."""

@@ -1,0 +1,1 @@
+"""What a class needs: exercises, their answers, plans, and the pack that holds them."""
