@@ -218,7 +218,7 @@ def run_experiment(
         if left:
             _train_rest(todo, left, progress, budget)
     # from the store, or made by another process by now; what turns out damaged is made again
-    how = {"overrides": overrides, "progress": progress, "budget": budget}
+    how = {"overrides": overrides, "progress": progress, "budget": budget, "file": file}
     return run_experiment(name, profile, **how)
 
 
@@ -228,7 +228,7 @@ def _train(todo: Plan, progress: bool, budget: float | None) -> xr.Dataset:
     dataset = _trained(todo, todo.runs, unfinished, progress, budget)
     dataset = dataset.assign_attrs(experiment=todo.name, profile=todo.profile)
     _save(dataset, todo.path)
-    unfinished.unlink(missing_ok=True)
+    _remove(unfinished)
     return dataset
 
 
@@ -244,7 +244,16 @@ def _train_rest(todo: Plan, left: list[str], progress: bool, budget: float | Non
             f"the result cannot be written to {store.folder()} ({error.strerror}). Free some "
             "space; the same command goes on from the last saved state."
         ) from None
-    unfinished.unlink(missing_ok=True)
+    _remove(unfinished, todo.path.with_suffix(".resume.npz"))
+
+
+def _remove(*states: Path) -> None:
+    """Remove states that are no longer needed; where that is not possible, say so."""
+    for state in states:
+        try:
+            state.unlink(missing_ok=True)
+        except OSError as error:
+            print_message(f"{state} is no longer needed and cannot be removed: {error.strerror}.")
 
 
 def _trained(

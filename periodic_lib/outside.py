@@ -240,6 +240,8 @@ def read_npz(
     Refused : if it is no .npz file of plain arrays, or larger than `limit`.
     OSError : if it cannot be read.
     """
+    if isinstance(source, Path) and source.exists() and not (source.is_file() or source.is_dir()):
+        raise Refused("it is no file but a pipe or a device")
     try:
         with zipfile.ZipFile(source) as archive:
             members = _checked_members(archive, limit)

@@ -278,6 +278,12 @@ def append(entries: Iterable[dict]) -> None:
         stream.write(text.encode())
 
 
+def forget() -> None:
+    """Remove the index, so that the next look makes it again from the files."""
+    with suppress(OSError):
+        (folder() / INDEX).unlink(missing_ok=True)
+
+
 def _write_index(entries: Iterable[dict]) -> None:
     with suppress(OSError):
         project.write_whole(folder() / INDEX, "\n".join(map(json.dumps, entries)))

@@ -129,7 +129,8 @@ def _rows_of(name: str, keys: Sequence[str]) -> xr.Dataset:
         aside = results.set_aside(path)
         raise results.ResultsError(f"{error} Set aside as {aside.name}.") from None
     row = {key: number for number, key in enumerate(keys_of(whole))}
-    if not set(keys) <= set(row):  # replaced since it was indexed
+    if not set(keys) <= set(row):  # replaced since it was indexed, or the index is wrong
+        index.forget()
         raise results.ResultsError(f"{path} no longer holds the runs that it held.")
     share = float(whole.attrs["seconds"]) * len(keys) / len(row)
     return whole.isel(run=[row[key] for key in keys]).assign_attrs(seconds=share)

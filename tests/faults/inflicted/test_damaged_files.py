@@ -161,8 +161,6 @@ def replace(fault, target, outcome, bases):
     place, path, which = target
     ways = replacements(place, path, which, bases)
     outcome.how = list(ways)[fault.seed % len(ways)]
-    if (which, outcome.how) == ("state", "a pipe"):
-        pytest.skip("not survived: the state is waited for, for ever")
     ways[outcome.how]()
     again = place.run("tiny")
     if again.status == 2:  # it may refuse, in one line: then the reader removes what is there
