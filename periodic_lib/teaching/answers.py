@@ -136,7 +136,10 @@ class Key:
         """
         try:
             packed = base64.b64decode(text, validate=True)
-            content = json.loads(zlib.decompressobj().decompress(packed, KEY_BYTES))
+            unpacking = zlib.decompressobj()
+            content = json.loads(unpacking.decompress(packed, KEY_BYTES))
+            if not unpacking.eof:  # its checksum stands at its end
+                raise ValueError("cut off")
             questions = {label: Question(**values) for label, values in content.items()}
         except (ValueError, TypeError, AttributeError, RecursionError, zlib.error) as error:
             raise ConfigError(
