@@ -85,6 +85,11 @@ def test_no_modules_import_each_other():
     assert len(list(graphlib.TopologicalSorter(graph).static_order())) == len(graph)
 
 
+def test_how_to_add_names_every_part():
+    page = (FOLDER.parent / "book" / "adding.md").read_text()
+    assert all(f"`{name}`" in page for name in {*ALLOWED, *FLOOR} - {"__init__", "__main__"})
+
+
 def python(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
