@@ -133,7 +133,7 @@ def rendered(notebook: dict) -> bytes:
     """Return an executed notebook as the book shows it.
 
     A figure is numbered, with its text alternative, the one that the chapter gave it, as its
-    caption; standard error is left out.
+    caption, which no table beside it gets; standard error is left out.
 
     Raises
     ------
@@ -142,21 +142,49 @@ def rendered(notebook: dict) -> bytes:
     errors = error_outputs(notebook)
     if errors:
         raise ChapterError(f"an executed chapter has errors in its outputs: {errors}")
+    cells = []
     for cell in notebook["cells"]:
         cell["metadata"].pop("papermill", None)
         cell["metadata"].pop("execution", None)
         if cell["cell_type"] == "code":
             cell["outputs"] = [o for o in cell.get("outputs", []) if o.get("name") != "stderr"]
+            cells += _apart(cell)
+        else:
+            cells.append(cell)
+    for cell in cells:
+        if cell["cell_type"] == "code":
             _present(cell)
     notebook["metadata"].pop("papermill", None)
-    return json.dumps(notebook, indent=1).encode()
+    return json.dumps(notebook | {"cells": cells}, indent=1).encode()
+
+
+def _apart(cell: dict) -> list[dict]:
+    """Return a code cell, each of its figures as a cell of its own: a caption belongs to a cell."""
+    pieces: list[list[dict]] = []
+    for output in cell["outputs"]:
+        figure = _alt(output) is not None
+        if figure or not pieces or _alt(pieces[-1][-1]) is not None:
+            pieces.append([])
+        pieces[-1].append(output)
+    first, *others = pieces or [[]]
+    bare = {"cell_type": "code", "execution_count": None, "source": ""}
+    return [cell | {"outputs": first}] + [
+        bare
+        | {"id": f"{cell.get('id', 'cell')}-{place}", "outputs": outputs}
+        | {"metadata": {"tags": ["remove-input"]}}
+        for place, outputs in enumerate(others, 1)
+    ]
+
+
+def _alt(output: dict) -> str | None:
+    """Return the text alternative of a figure; None of other outputs."""
+    return output.get("metadata", {}).get("image/png", {}).get("alt")
 
 
 def _present(cell: dict) -> None:
     """Set how the book shows a code cell: caption and number of its figure, name of its code."""
     tags, look = cell["metadata"].get("tags", []), cell["metadata"].setdefault("mystnb", {})
-    alts = [out.get("metadata", {}).get("image/png", {}).get("alt") for out in cell["outputs"]]
-    for alt in filter(None, alts):
+    for alt in filter(None, map(_alt, cell["outputs"])):
         caption = MARKUP.sub(r"\\\1", alt)
         look.update({"image": {"alt": alt}, "figure": {"caption": caption}})
     folded = folded_name(cell)

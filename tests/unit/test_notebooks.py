@@ -245,6 +245,21 @@ def test_markup_in_a_caption_is_only_text():
     assert json.loads(shown)["cells"][0]["metadata"]["mystnb"]["figure"]["caption"] == r"a\_b \* \<c>"
 
 
+def test_a_table_beside_a_figure_does_not_get_its_caption():
+    def output(kind, **metadata):
+        return {"output_type": "display_data", "data": {kind: ""}, "metadata": metadata}
+
+    figures = [output("image/png", **{"image/png": {"alt": alt}}) for alt in ("one", "two")]
+    outputs = [output("text/html"), figures[0], figures[1], output("text/html"), output("text/plain")]
+    one = cell("x") | {"id": "a", "outputs": outputs}
+    shown = json.loads(the_book.rendered({"cells": [one], "metadata": {}}))["cells"]
+    assert [len(one["outputs"]) for one in shown] == [1, 1, 1, 2]
+    captions = [one["metadata"]["mystnb"].get("figure", {}).get("caption") for one in shown]
+    assert captions == [None, "one", "two", None]
+    assert [one["source"] for one in shown] == ["x", "", "", ""]
+    assert len({one["id"] for one in shown}) == 4
+
+
 def test_a_book_is_built_with_its_numbers_and_again_only_where_it_changed(book):
     page = the_book.build_book("smoke")
     last = claims.read_records(book / "build" / "smoke" / "records")["01_one"]["numbers"]["last"]
