@@ -7,6 +7,7 @@ one, and one line said what happened; how often something was `lost`, `wrong`, o
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING
 
 from periodic_lib.project import ConfigError, root
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 VERDICTS = ("survived", "lost", "wrong", "unclear")
 COLUMNS = ("kind", "seeds", *VERDICTS, "median_seconds", "largest_seconds", "says")
 COLUMNS += ("date", "revision", "processor")
+WIDTHS = "17 7 9 6 8 9 12 32"
+LONGEST = 130  # characters of what is said
 HEADS = ("Fault", "Tried", "Survived", "Lost", "Wrong", "Unclear", "Recovery (s)", "What is said")
 
 
@@ -98,7 +101,7 @@ def page() -> list[str]:
     rows = [HEADS, *map(_cells, found.itertuples())]
     total = found[["seeds", *VERDICTS]].sum()
     rows.append(("All", *map(str, total), "", ""))
-    lines = ["```{list-table}", ":header-rows: 1", ":class: faults", ""]
+    lines = ["```{list-table}", ":header-rows: 1", f":widths: {WIDTHS}", ":class: faults", ""]
     for cells in rows:
         lines += [f"{'* -' if first else '  -'} {cell}" for first, cell in _marked(cells)]
     origin = found.iloc[-1]
@@ -121,6 +124,7 @@ def _cells(row: object) -> tuple[str, ...]:
     known = not isnan(row.median_seconds)
     seconds = f"{row.median_seconds:.2g}, at most {row.largest_seconds:.2g}" if known else ""
     said = "" if row.says != row.says else row.says.removeprefix("periodic: ")
+    said = textwrap.shorten(said, LONGEST, placeholder=" ...")
     said = f"`` {said} ``" if said else ""  # it may have backticks inside
     kind = row.kind[0].upper() + row.kind[1:]
     return (kind, str(row.seeds), *(str(getattr(row, name)) for name in VERDICTS), seconds, said)
