@@ -60,13 +60,15 @@ def run_key(
 ) -> str:
     """Return the address of a run: a digest of its settings, data and the code that trains it.
 
-    On a CPU the numbers of a perceptron or a transformer are the same, bit by bit, whatever runs
-    are beside it in its stack: its trajectory and all that is recorded of it. So such runs are
-    shared between experiments and stacks. With convolutions they are not: a group alone is computed
-    by other instructions than one of several, and the order of a sum over pictures depends on how
-    many channels lie side by side. The address of such a run has that of its whole stack in it. The
-    machine is not part of an address: between processors, and on a GPU between stacks, numbers
-    agree to rounding only; every result says where it was made.
+    On a CPU, with one thread, the numbers of a perceptron or a transformer are the same, bit by
+    bit, whatever runs are beside it in its stack: its trajectory and all that is recorded of it. So
+    such runs are shared between experiments and stacks. (Chapters and workers of a sweep train so.
+    Several threads cut sums where the size of the stack says.) With convolutions they are not: a
+    group alone is computed by other instructions than one of several, and the order of a sum over
+    pictures depends on how many channels lie side by side. The address of such a run has that of
+    its whole stack in it. The machine is not part of an address, nor are its threads: between
+    processors, with several threads, and on a GPU between stacks, numbers agree to rounding only;
+    every result says where it was made, and with how many threads.
 
     Parameters
     ----------
