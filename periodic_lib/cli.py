@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from periodic_lib import experiments
@@ -220,7 +220,9 @@ def _run(options: argparse.Namespace) -> int:
         return UNFINISHED
     kept = [experiments.keep(dataset, todo)] if options.keep else []  # first: printing may fail
     print(regimes.summarize(dataset).to_string(index=False, float_format="{:.4g}".format))
-    print(*experiments.files(todo), *kept, sep="\n")
+    with suppress(KeyError):  # a result that could not be stored: where it is instead has been said
+        kept = [*experiments.files(todo), *kept]
+    print(*kept, sep="\n")
     return 0
 
 

@@ -20,6 +20,7 @@ for name in ("sklearn.datasets", "sklearn.model_selection", "tqdm", "pytest", "p
     importlib.import_module(name)
 with io.BytesIO(bytes(xr.Dataset({"x": ("run", [0.0])}).to_netcdf(engine="h5netcdf"))) as content:
     xr.open_dataset(content, engine="h5netcdf").load()  # xarray imports its backends, and dask if that is there
+xr.DataArray([0.0, 1.0], dims="x").median("x")  # imported at its first use, which another user may not do
 results.code_digest()  # reads the source of the library
 sources.read("digits")
 assert threading.active_count() == 1
