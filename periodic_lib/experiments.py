@@ -194,8 +194,8 @@ def run_experiment(
     progress : show the training.
     budget : seconds of training after which it stops with `Unfinished`, its state saved; None: no
         limit.
-    scheduler, workers : train the runs as stacks on a Dask cluster, "local", "tcp://..." or a
-        `distributed.Client` (`sweeps.sweep`); None: as one stack, here.
+    scheduler, workers : train the runs as stacks on a Dask cluster, "local", a scheduler's address
+        or a `distributed.Client` (`sweeps.sweep`); None: as one stack, here.
 
     A damaged result file is set aside (never deleted), with a message, and the result is made
     again. An interrupted training leaves its resume state beside the result's place, and the next

@@ -30,6 +30,8 @@ def readable(notebook: Mapping, records: Mapping[str, dict]) -> dict:
     for cell in notebook["cells"]:
         if "injected-parameters" in cell["metadata"].get("tags", []):
             continue
+        if not notebooks.source(cell).strip():  # outputs that the page shows apart
+            continue
         if cell["cell_type"] == "markdown":
             cell = {**cell, "source": plain(notebooks.source(cell), records)}
         cells.append(cell)
