@@ -20,7 +20,13 @@ from pathlib import Path
 from periodic_lib import experiments
 from periodic_lib.checks import known_names, shown
 from periodic_lib.outside import parse_yaml
-from periodic_lib.project import ConfigError, Unfinished, print_message, root
+from periodic_lib.project import (
+    ConfigError,
+    Unfinished,
+    print_message,
+    root,
+    whole_interruptions,
+)
 
 UNFINISHED = 3  # exit status
 INTERRUPTED = 130  # exit status
@@ -32,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _replace_what_the_terminal_cannot_show()
     try:
         with _termination_as_interruption():
-            status = options.action(options)
+            with whole_interruptions():
+                status = options.action(options)
             sys.stdout.flush()
             return status
     except ConfigError as error:

@@ -14,7 +14,8 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -126,6 +127,28 @@ def open_progress(mode: str) -> TextIO:
         raise ConfigError(
             f"PERIODIC_PROGRESS names {target!r}, which cannot be written: {reason}."
         ) from None
+
+
+# ---------------------------------------------------------------- interruptions
+
+
+@contextmanager
+def whole_interruptions() -> Iterator[None]:
+    """Let an interruption that compiled code has turned into a `SystemError` be one again.
+
+    >>> try:
+    ...     with whole_interruptions():
+    ...         raise SystemError("an exception was set") from KeyboardInterrupt()
+    ... except KeyboardInterrupt:
+    ...     print("interrupted")
+    interrupted
+    """
+    try:
+        yield
+    except SystemError as error:
+        if isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
 
 
 # ---------------------------------------------------------------- files, all or nothing

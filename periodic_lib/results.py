@@ -32,7 +32,7 @@ from periodic_lib import outside
 from periodic_lib.checks import known_names
 from periodic_lib.config import Record, Run, Setup
 from periodic_lib.glossary import LABELS, MISSING
-from periodic_lib.project import ConfigError, digest, root, write_whole
+from periodic_lib.project import ConfigError, digest, root, whole_interruptions, write_whole
 
 FORMAT = 2  # of the files: 2 since they say `format`, `data_digest` and `stack`
 ENTRY = "engine.training"  # the module whose imports say what a result depends on
@@ -246,9 +246,10 @@ def load(path: Path | str) -> xr.Dataset:
     path = Path(path).expanduser()
     content = _content(path)
     try:
-        with h5py.File(io.BytesIO(content)) as stored:
+        with whole_interruptions(), h5py.File(io.BytesIO(content)) as stored:
             outside.check_hdf5(stored, len(content))
-        with xr.open_dataset(io.BytesIO(content), engine="h5netcdf") as stored:
+        memory = io.BytesIO(content)
+        with whole_interruptions(), xr.open_dataset(memory, engine="h5netcdf") as stored:
             dataset = stored.load()
     except Exception as error:  # h5py, h5netcdf and xarray raise many kinds for a damaged file
         kind = str(error) if isinstance(error, outside.Refused) else type(error).__name__

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import xarray as xr
 
 from periodic_lib import Record, Setup, grid, results, train
 from periodic_lib.project import ConfigError
@@ -139,3 +140,15 @@ def test_joined_results_are_those_of_one_stack(dataset):
     assert results.setup_of(joined) == results.setup_of(dataset)
     with pytest.raises(ConfigError, match="the shortest has 10"):
         results.join(*parts, steps=12)
+
+
+def test_an_interruption_inside_of_compiled_code_is_no_damage(tmp_path, monkeypatch):
+    path = results.save(xr.Dataset({"x": ("run", [0.0])}), tmp_path / "one.nc")
+
+    def interrupted(*_):
+        raise SystemError("returned a result with an exception set") from KeyboardInterrupt()
+
+    monkeypatch.setattr("periodic_lib.outside.check_hdf5", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        results.load(path)
+    assert path.exists()
