@@ -7,10 +7,8 @@
 Importing has no effect and is quick: PyTorch is loaded at the first use of a name that needs it.
 """
 
-import importlib
-
 from periodic_lib.config import Record, Run, Setup, grid
-from periodic_lib.project import ConfigError
+from periodic_lib.project import ConfigError, lazily
 
 __version__ = "0.1.0"
 
@@ -34,10 +32,7 @@ _LAZY = {  # public name -> module that defines it
 __all__ = ["ConfigError", "Record", "Run", "Setup", "grid", *_LAZY]
 
 
-def __getattr__(name: str):
-    if name in _LAZY:
-        return getattr(importlib.import_module(f"periodic_lib.{_LAZY[name]}"), name)
-    raise AttributeError(f"module 'periodic_lib' has no attribute {name!r}")
+__getattr__ = lazily(__name__, _LAZY)
 
 
 def __dir__() -> list[str]:

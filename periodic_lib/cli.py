@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from periodic_lib import experiments
@@ -37,9 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     _replace_what_the_terminal_cannot_show()
     try:
-        with _termination_as_interruption():
-            with whole_interruptions():
-                status = options.action(options)
+        with _termination_as_interruption(), whole_interruptions():
+            status = options.action(options)
             sys.stdout.flush()
             return status
     except ConfigError as error:
@@ -227,9 +226,7 @@ def _run(options: argparse.Namespace) -> int:
         return UNFINISHED
     kept = [experiments.keep(dataset, todo)] if options.keep else []  # first: printing may fail
     print(regimes.summarize(dataset).to_string(index=False, float_format="{:.4g}".format))
-    with suppress(KeyError):  # a result that could not be stored: where it is instead has been said
-        kept = [*experiments.files(todo), *kept]
-    print(*kept, sep="\n")
+    print(*experiments.files(todo), *kept, sep="\n")
     return 0
 
 

@@ -25,6 +25,7 @@ from periodic_lib.engine.sources import own_data_digest
 from periodic_lib.project import (
     ConfigError,
     digest,
+    discard,
     print_message,
     root,
     variable,
@@ -228,13 +229,13 @@ def _train(todo: Plan, progress: bool, budget: float | None) -> xr.Dataset:
     dataset = _trained(todo, todo.runs, unfinished, progress, budget)
     dataset = dataset.assign_attrs(experiment=todo.name, profile=todo.profile)
     _save(dataset, todo.path)
-    _remove(unfinished)
+    discard(unfinished)
     return dataset
 
 
 def _train_rest(todo: Plan, left: list[str], progress: bool, budget: float | None) -> None:
     """Train the runs of a plan that are not stored, as `_train`, and store them."""
-    runs = [run for run, key in zip(todo.runs, todo.keys, strict=True) if key in set(left)]
+    runs = store.with_keys(todo.runs, todo.keys, set(left))
     unfinished = todo.path.with_suffix(f".{digest(left)[:8]}.resume.npz")
     dataset = _trained(todo, runs, unfinished, progress, budget)
     try:
@@ -244,16 +245,7 @@ def _train_rest(todo: Plan, left: list[str], progress: bool, budget: float | Non
             f"the result cannot be written to {store.folder()} ({error.strerror}). Free some "
             "space; the same command goes on from the last saved state."
         ) from None
-    _remove(unfinished, todo.path.with_suffix(".resume.npz"))
-
-
-def _remove(*states: Path) -> None:
-    """Remove states that are no longer needed; where that is not possible, say so."""
-    for state in states:
-        try:
-            state.unlink(missing_ok=True)
-        except OSError as error:
-            print_message(f"{state} is no longer needed and cannot be removed: {error.strerror}.")
+    discard(unfinished, todo.path.with_suffix(".resume.npz"))
 
 
 def _trained(
@@ -283,6 +275,16 @@ def _save(dataset: xr.Dataset, path: Path) -> None:
         print_message(f"the result is in {second}: move it to {path}.")
 
 
+def variants(name: str, profile: str) -> dict[str, str]:
+    """Return the variants that an experiment has at a profile: name -> the parameter varied."""
+    parts = {key: one for key, one in declared().items() if "part_of" in one}
+    return {
+        key: one["part_of"][1]
+        for key, one in parts.items()
+        if one["part_of"][0] == name and profile in one["profiles"]
+    }
+
+
 def run_variants(
     name: str,
     profile: str = "classroom",
@@ -301,12 +303,8 @@ def run_variants(
     ConfigError : if the experiment varies nothing at this profile, or if a parameter that it varies
     is overridden.
     """
-    entries, base = declared(), plan(name, profile, overrides).setup.to_dict()
-    parts = {
-        key: one["part_of"] for key, one in entries.items() if one.get("part_of", ("",))[0] == name
-    }
-    parts = {key: part[1:] for key, part in parts.items() if profile in entries[key]["profiles"]}
-    varied = dict.fromkeys(parameter for parameter, _ in parts.values())
+    parts, base = variants(name, profile), plan(name, profile, overrides).setup.to_dict()
+    varied = dict.fromkeys(parts.values())
     if not varied:
         raise ConfigError(
             f"experiment {name!r} varies nothing at profile {profile!r}; use run_experiment."
@@ -318,7 +316,7 @@ def run_variants(
         )
     unchanged = run_experiment(name, profile, overrides=overrides, progress=progress)
     found = {(parameter, base[parameter]): unchanged for parameter in varied}
-    for key, (parameter, _) in parts.items():
+    for key, parameter in parts.items():
         value = getattr(plan(key, profile, overrides).setup, parameter)  # 2e-1 is text in YAML
         found[parameter, value] = run_experiment(
             key, profile, overrides=overrides, progress=progress
@@ -400,11 +398,13 @@ def _changed(settings: Setup | Run | Record) -> dict:
 
 
 def files(todo: Plan) -> list[Path]:
-    """Return the files that a result which is ready is read from: its own, or some of the store."""
+    """Return the files that a result which is ready is read from: its own, or some of the store;
+    none if it is not stored.
+    """
     with suppress(FileNotFoundError, results.ResultsError):
         if todo.stale_reason(results.attributes(todo.path)) is None:
             return [todo.path]
-    return store.files(todo.keys)
+    return [] if store.missing(todo.keys) else store.files(todo.keys)
 
 
 def state(todo: Plan) -> tuple[str, float | None]:

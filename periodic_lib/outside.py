@@ -11,7 +11,7 @@ import io
 import json
 import math
 import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +22,7 @@ from periodic_lib.project import ConfigError
 if TYPE_CHECKING:
     import h5py
     import numpy as np
+    import pandas as pd
 
 TEXT_BYTES = 4 * 2**20  # of a YAML or JSON file
 YAML_DEPTH = 40  # brackets inside each other
@@ -222,6 +223,25 @@ def read_json(path: Path) -> object:
         raise ConfigError(f"{path} is no JSON: {reason}.") from error
 
 
+def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """Return a CSV file that has exactly these columns.
+
+    Raises
+    ------
+    ConfigError : if it cannot be read, or has others.
+    """
+    import pandas as pd
+
+    try:
+        found = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {path}: {error}.") from error
+    if tuple(found.columns) != tuple(columns):
+        legal, given = ", ".join(columns), ", ".join(found.columns)
+        raise ConfigError(f"{path} must have the columns {legal}; got {given}.")
+    return found
+
+
 # ---------------------------------------------------------------- .npz
 
 
@@ -283,7 +303,10 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     import numpy as np
 
     with archive.open(member) as stream:
-        version = np.lib.format.read_magic(stream)
+        try:
+            version = np.lib.format.read_magic(stream)
+        except ValueError:
+            raise Refused(f"{member.filename!r} is no array") from None
         if version not in ((1, 0), (2, 0)):
             raise Refused(f"{member.filename!r} is an array of version {version}")
         one = np.lib.format.read_array_header_1_0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from periodic_lib.experiments import Plan, declared, plan
+from periodic_lib.experiments import Plan, declared, plan, variants
 from periodic_lib.project import ConfigError
 
 
@@ -19,13 +19,10 @@ def plans_of(name: str, profile: str = "classroom", overrides: Mapping | None = 
     ConfigError : as `plan`; if a file declares nothing at the profile.
     """
     file = Path(name).expanduser() if name.endswith((".yml", ".yaml")) else None
-    entries = declared(file)
     if file is None:
         first = plan(name, profile, overrides)
-        parts = [key for key, one in entries.items() if one.get("part_of", ("",))[0] == name]
-        keys = [key for key in parts if profile in entries[key]["profiles"]]
-        return [first, *(plan(key, profile, overrides) for key in keys)]
-    found = [key for key, one in entries.items() if profile in one["profiles"]]
+        return [first, *(plan(key, profile, overrides) for key in variants(name, profile))]
+    found = [key for key, one in declared(file).items() if profile in one["profiles"]]
     if not found:
         raise ConfigError(f"{file} declares no experiment at profile {profile!r}.")
     return [plan(key, profile, overrides, file) for key in found]

@@ -9,12 +9,13 @@ from __future__ import annotations
 import fcntl
 import glob
 import hashlib
+import importlib
 import json
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -52,6 +53,20 @@ class Unfinished(RuntimeError):
             "the state is saved"
         )
         self.done, self.steps, self.dataset = done, steps, dataset
+
+
+def lazily(package: str, places: Mapping[str, str]) -> Callable[[str], object]:
+    """Return the `__getattr__` of a package: its public names are imported at their first use.
+
+    `places`: name -> module of the package that defines it.
+    """
+
+    def find(name: str) -> object:
+        if name in places:
+            return getattr(importlib.import_module(f"{package}.{places[name]}"), name)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return find
 
 
 # ---------------------------------------------------------------- where the project is
@@ -174,6 +189,15 @@ def write_whole(path: Path, content: bytes | str) -> None:
             os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def discard(*paths: Path) -> None:
+    """Remove files that are no longer needed; where that is not possible, say so."""
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            print_message(f"{path} is no longer needed and cannot be removed: {error.strerror}.")
 
 
 def check_writable(path: Path, size: int) -> None:

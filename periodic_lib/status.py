@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+import psutil
 
 from periodic_lib import experiments
 from periodic_lib.project import ConfigError
@@ -50,35 +50,28 @@ def result(name: str, profile: str) -> tuple[str, str, str, str]:
 
 def running() -> Iterator[tuple[str, str, str, str]]:
     """Yield the rows of what processes train now, by the locks that they hold."""
-    for path in sorted((store.folder() / turns.CLAIMS).glob("*.json")):
-        facts = _read(path)
-        if facts and _held(path.with_suffix(".lock")):
-            since = datetime.now(UTC) - datetime.fromisoformat(facts["since"])
-            who = f"process {facts['process']} on {facts['machine']}"
-            what = facts.get("what") or f"{len(facts['keys'])} runs"
-            yield what, "running", duration(since.total_seconds()), who
+    for facts in turns.living():
+        since = datetime.now(UTC) - datetime.fromisoformat(facts["since"])
+        who = f"process {facts['process']} on {facts['machine']}"
+        what = facts.get("what") or f"{len(facts['keys'])} runs"
+        yield what, "running", duration(since.total_seconds()), who
 
 
 def swept() -> Iterator[tuple[str, str, str, str]]:
     """Yield the rows of the sweeps that this folder of results has seen, by their journals."""
-    for path in sorted((store.folder() / sweeps.FOLDER).glob("*.json")):
-        facts = _read(path)
-        if facts:
-            lost = facts["failed_runs"]
-            text = f"{facts['state']}, {facts['stored']} of {facts['runs']} runs"
-            text += f", {lost} failed" if lost else ""
-            if facts["state"] == "running" and not _lives(facts):
-                text = text.replace("running", "interrupted")
-            yield f"sweep {facts['name']}", text, duration(facts["seconds"]), str(path)
+    for path, facts in _journals():
+        lost = facts["failed_runs"]
+        text = f"{facts['state']}, {facts['stored']} of {facts['runs']} runs"
+        text += f", {lost} failed" if lost else ""
+        if facts["state"] == "running" and not _lives(facts):
+            text = text.replace("running", "interrupted")
+        yield f"sweep {facts['name']}", text, duration(facts["seconds"]), str(path)
 
 
 def failures() -> list[str]:
     """Return what stacks of sweeps have failed of, as the journals say."""
-    found = []
-    for path in sorted((store.folder() / sweeps.FOLDER).glob("*.json")):
-        facts = _read(path) or {"failed": []}
-        found += [f"sweep {facts['name']}: {message}" for message in facts["failed"]]
-    return found
+    journals = [facts for _, facts in _journals()]
+    return [f"sweep {one['name']}: {message}" for one in journals for message in one["failed"]]
 
 
 def duration(seconds: float | None) -> str:
@@ -96,28 +89,15 @@ def duration(seconds: float | None) -> str:
     return f"{seconds:.0f} s"
 
 
-def _read(path: Path) -> dict | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def _held(path: Path) -> bool:
-    try:
-        with FileLock(path).acquire(timeout=0):
-            return False
-    except (Timeout, OSError):
-        return True
+def _journals() -> Iterator[tuple[Path, dict]]:
+    """Yield the file and the content of every journal of a sweep that can be read."""
+    for path in sorted((store.folder() / sweeps.FOLDER).glob("*.json")):
+        with suppress(OSError, ValueError):
+            yield path, json.loads(path.read_text(encoding="utf-8"))
 
 
 def _lives(facts: dict) -> bool:
-    if facts["machine"] != socket.gethostname():
-        return True  # cannot be seen from here
-    try:
-        os.kill(facts["process"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    """Whether a sweep's process lives; of another machine, which cannot be seen from here, it is
+    taken for granted.
+    """
+    return facts["machine"] != socket.gethostname() or psutil.pid_exists(facts["process"])

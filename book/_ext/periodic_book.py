@@ -64,9 +64,10 @@ class ResultRole(SphinxRole):
 
     def run(self):
         key, _, form = self.text.partition(":")
-        chapter, _, name = key.partition(".")
-        numbers = (record(self.env, chapter) or {"numbers": {}})["numbers"]
-        if name not in numbers:
+        chapter = key.partition(".")[0]
+        said = record(self.env, chapter)
+        number = claims.published(key, {chapter: said} if said else {})
+        if number is None:
             logger.warning(
                 "no chapter published the result %r",
                 key,
@@ -74,8 +75,7 @@ class ResultRole(SphinxRole):
                 type="periodic",
             )
             return [nodes.strong(text="?")], []
-        text = format(numbers[name], form)
-        node = nodes.inline(text=text, classes=["result"])
+        node = nodes.inline(text=format(number, form), classes=["result"])
         return [node], []
 
 

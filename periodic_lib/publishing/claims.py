@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from periodic_lib.checks import known_names, number, one_of
-from periodic_lib.outside import read_yaml
+from periodic_lib.outside import read_table, read_yaml
 from periodic_lib.project import ConfigError, folder, root, write_whole
 
 if TYPE_CHECKING:
@@ -181,6 +181,17 @@ def record_path(chapter: str) -> Path:
     return records_folder() / f"{chapter}.json"
 
 
+def published(key: str, records: Mapping[str, Mapping]) -> object | None:
+    """Return a number that a chapter published, by `chapter.name`; None if it did not.
+
+    >>> records = {"01_a": {"numbers": {"b": 2}}}
+    >>> published("01_a.b", records), published("01_a.c", records), published("02_d.b", records)
+    (2, None, None)
+    """
+    chapter, _, name = key.partition(".")
+    return records.get(chapter, {"numbers": {}})["numbers"].get(name)
+
+
 def read_record(path: Path) -> dict:
     """Return what a chapter said: its numbers, claims and figures.
 
@@ -319,14 +330,7 @@ def stability() -> pd.DataFrame:
     path = stability_file()
     if not path.exists():
         return pd.DataFrame(columns=list(STABILITY_COLUMNS))
-    try:
-        found = pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read {path}: {error}.") from error
-    if tuple(found.columns) != STABILITY_COLUMNS:
-        legal, given = ", ".join(STABILITY_COLUMNS), ", ".join(found.columns)
-        raise ConfigError(f"{path} must have the columns {legal}; got {given}.")
-    return found
+    return read_table(path, STABILITY_COLUMNS)
 
 
 def stability_table(records_by_shift: Mapping[int, Mapping[str, dict]]) -> pd.DataFrame:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 from periodic_lib.project import root
-from periodic_lib.publishing import notebooks
+from periodic_lib.publishing import claims, notebooks
 
 ROLE = re.compile(r"\{([\w:-]+)\}`([^`]*)`")
 BOX = re.compile(
@@ -75,9 +75,8 @@ def _said(role: str, text: str, records: Mapping[str, dict]) -> str:
 
 def _number(text: str, records: Mapping[str, dict]) -> str:
     key, _, form = text.partition(":")
-    chapter, _, name = key.partition(".")
-    numbers = records.get(chapter, {"numbers": {}})["numbers"]
-    return format(numbers[name], form) if name in numbers else "?"
+    number = claims.published(key, records)
+    return "?" if number is None else format(number, form)
 
 
 def _citation(key: str, in_text: bool) -> str:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING
 
-from periodic_lib.project import ConfigError, root
+from periodic_lib.outside import read_table
+from periodic_lib.project import root
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,16 +44,7 @@ def table() -> pd.DataFrame:
     ------
     ConfigError : if the file is no such table.
     """
-    import pandas as pd
-
-    try:
-        found = pd.read_csv(file())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read {file()}: {error}.") from None
-    if tuple(found.columns) != COLUMNS:
-        legal, given = ", ".join(COLUMNS), ", ".join(found.columns)
-        raise ConfigError(f"{file()} must have the columns {legal}; got {given}.")
-    return found
+    return read_table(file(), COLUMNS)
 
 
 def summary(outcomes: list[dict], **origin: str) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
@@ -36,6 +36,18 @@ def folder() -> Path:
     git).
     """
     return project.folder("PERIODIC_CACHE", "data", "cache")
+
+
+@contextmanager
+def writable() -> Iterator[None]:
+    """Let a failure to write to the folder of results be a `ConfigError`, in one line."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"results cannot be written to {folder()}: {error.strerror or error}. Free some space, "
+            "or choose another place: PERIODIC_CACHE."
+        ) from None
 
 
 # ---------------------------------------------------------------- addresses

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ import xarray as xr
 
 from periodic_lib import project, results
 from periodic_lib.checks import known_names
-from periodic_lib.config import Record
+from periodic_lib.config import Record, Run
 from periodic_lib.project import ConfigError
 from periodic_lib.storage import index
 from periodic_lib.storage.index import (
@@ -93,6 +93,15 @@ def files(keys: Iterable[str]) -> list[Path]:
     """
     there = index.places()
     return [folder() / name for name in dict.fromkeys(there[key] for key in keys)]
+
+
+def with_keys(runs: Sequence[Run], keys: Sequence[str], wanted: Set[str]) -> list[Run]:
+    """Return the runs whose address, the entry of `keys` beside theirs, is one of `wanted`.
+
+    >>> with_keys(["a", "b", "c"], ["1", "2", "3"], {"3", "1"})
+    ['a', 'c']
+    """
+    return [run for run, key in zip(runs, keys, strict=True) if key in wanted]
 
 
 def take(keys: Sequence[str]) -> xr.Dataset:

@@ -33,6 +33,14 @@ class _Claim:
         """The lock that the process holds."""
         return FileLock(self.path.with_suffix(".lock"))
 
+    def is_held(self) -> bool:
+        """Whether its process lives."""
+        try:
+            with self.lock.acquire(timeout=0):
+                return False
+        except (Timeout, OSError):
+            return True
+
     def content(self) -> dict:
         """Return what it says; nothing if it cannot be read."""
         try:
@@ -96,16 +104,10 @@ def _gate() -> Iterator[None]:
     """Let one process at a time look at the claims and make one."""
     place = index.folder() / CLAIMS
     _check_mounted(index.folder())
-    try:
+    with index.writable():
         place.mkdir(parents=True, exist_ok=True)
         with FileLock(place / GATE):
             yield
-    except OSError as error:
-        reason = error.strerror or error
-        raise ConfigError(
-            f"results cannot be written to {index.folder()}: {reason}. Free some space, or choose "
-            "another place: PERIODIC_CACHE."
-        ) from None
 
 
 def _check_mounted(place: Path) -> None:
@@ -115,6 +117,15 @@ def _check_mounted(place: Path) -> None:
             f"PERIODIC_CACHE names {str(place)!r}, but there is no {str(place.parent)!r}: is its "
             "disk mounted? If the folder is new, make it first."
         )
+
+
+def living() -> Iterator[dict]:
+    """Yield what claims of living processes say: `process`, `machine`, `since`, `what`, `keys`."""
+    for path in sorted((index.folder() / CLAIMS).glob("*.json")):
+        claim = _Claim(path)
+        facts = claim.content()
+        if facts and claim.is_held():
+            yield facts
 
 
 def _other(keys: Iterable[str]) -> _Claim | None:

@@ -22,8 +22,9 @@ from periodic_lib import project, results
 from periodic_lib.checks import integer, optional
 from periodic_lib.config import Record, Setup
 from periodic_lib.engine.sources import own_data_digest
-from periodic_lib.project import ConfigError, digest, print_message
-from periodic_lib.storage import store
+from periodic_lib.outside import available_memory
+from periodic_lib.project import ConfigError, digest, discard, print_message
+from periodic_lib.storage import index, store
 from periodic_lib.sweeping import schedulers, tasks
 from periodic_lib.sweeping.tasks import Task
 
@@ -152,7 +153,7 @@ def _left(plans: Sequence[object]) -> tuple[int, list[tasks.Group]]:
     absent = set(store.missing(key for some in keys for key in some))
     left = []
     for (setup, record, runs), some in zip(groups, keys, strict=True):
-        missing = tuple(run for run, key in zip(runs, some, strict=True) if key in absent)
+        missing = tuple(store.with_keys(runs, some, absent))
         if missing:
             left.append((setup, record, runs if tasks.is_whole(setup) else missing))
     return sum(map(len, keys)), left
@@ -238,7 +239,7 @@ def _trained(task: Task, threads: int, device: str | None) -> dict:
     torch.set_num_threads(threads)
     started, training = time.perf_counter(), 0.0
     with store.claimed(task.keys, task.named()) as left:
-        runs = [run for run, key in zip(task.runs, task.keys, strict=True) if key in set(left)]
+        runs = store.with_keys(task.runs, task.keys, set(left))
         runs = task.runs if runs and task.whole else runs
         if runs:
             state = store.folder() / FOLDER / f"{digest(left)[:20]}.resume.npz"
@@ -247,7 +248,7 @@ def _trained(task: Task, threads: int, device: str | None) -> dict:
             dataset = train(task.setup, runs, task.record, **how)
             training = time.thread_time() - before  # of this thread alone
             store.put(dataset)
-            state.unlink(missing_ok=True)
+            discard(state)
     facts = {"seconds": time.perf_counter() - started, "training": training}
     return {"status": DONE, "run_steps": len(runs) * task.setup.steps, **facts}
 
@@ -274,7 +275,7 @@ def _place(
     """Yield where a sweep's stacks are trained: in this process, or on a cluster."""
     sign = f"{uuid.uuid4().hex}.sign"
     folder, path = str(store.folder().absolute()), store.folder().absolute() / FOLDER / sign
-    with _written():
+    with index.writable():
         project.write_whole(path, "")
     token = f"{results.code_digest()}:{sign}"
     try:
@@ -285,17 +286,6 @@ def _place(
                 yield _Cluster(client, threads, folder, token)
     finally:
         path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _written() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(
-            f"results cannot be written to {store.folder()}: {error.strerror or error}. Choose "
-            "another place: PERIODIC_CACHE."
-        ) from None
 
 
 @dataclass
@@ -316,7 +306,7 @@ class _Here:
 
                 torch.set_num_threads(self.threads)
                 speed = _speed(setup, record, self.folder)
-                found[setup, record] = _size(speed, setup, number, 1, _free_memory())
+                found[setup, record] = _size(speed, setup, number, 1, available_memory())
             return found[setup, record]
 
         return size_of
@@ -346,10 +336,6 @@ def _size(speed: dict, setup: Setup, number: int, workers: int, memory: float) -
     return tasks.best_size(speed["seconds"], number, workers, fits)
 
 
-def _free_memory() -> float:
-    return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-
-
 class _Cluster:
     """The workers of a Dask scheduler."""
 
@@ -375,7 +361,7 @@ class _Cluster:
     def sizes(self, left: Iterable[tasks.Group], number: int):
         """Return the function that says how many runs a stack has; workers measure the speeds."""
         workers = self._workers()
-        memory = schedulers.memory(workers, self.needs) or _free_memory()
+        memory = schedulers.memory(workers, self.needs) or available_memory()
         groups = {_costs(setup, record): (setup, record) for setup, record, _ in left}
         how = {"resources": self.needs, "pure": False, "retries": RETRIES}
         asked = {
@@ -450,7 +436,7 @@ def _shown(done: Sweep, progress: bool):
     from tqdm import tqdm
 
     target = project.variable("PERIODIC_PROGRESS")
-    with open(target, "w", encoding="utf-8") if progress and target else nullcontext() as stream:
+    with project.open_progress("w") if progress and target else nullcontext() as stream:
         bar = tqdm(
             total=done.runs, initial=done.found, unit="run", disable=not progress, file=stream
         )

@@ -1,6 +1,6 @@
 """Which weights of a network are scale-invariant, found by experiment."""
 
-import importlib
+from periodic_lib.project import lazily
 
 _LAZY = {
     "Group": "search",
@@ -10,8 +10,4 @@ _LAZY = {
 }  # public name -> module that defines it
 __all__ = ["Group", "Rescaling", "Symmetries", "find_groups"]
 
-
-def __getattr__(name: str):
-    if name in _LAZY:
-        return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazily(__name__, _LAZY)

@@ -16,7 +16,7 @@ from periodic_lib import theory
 from periodic_lib.checks import integer, known_names, number, one_of, shown
 from periodic_lib.outside import read_yaml
 from periodic_lib.project import ConfigError, root
-from periodic_lib.publishing import notebooks
+from periodic_lib.publishing import claims, notebooks
 from periodic_lib.teaching.answers import Answer, Question
 
 KINDS = ("by hand", "by slider", "by code")
@@ -182,11 +182,11 @@ def published(key: str, records: Mapping[str, dict]) -> float:
     ------
     NotPublished : if there is none.
     """
-    chapter, _, name = key.partition(".")
-    numbers = records.get(chapter, {"numbers": {}})["numbers"]
-    if name not in numbers:
+    found = claims.published(key, records)
+    if found is None:
+        chapter = key.partition(".")[0]
         raise NotPublished(f"its answer needs `{key}`, which `periodic book {chapter}` publishes")
-    return float(numbers[name])
+    return float(found)
 
 
 def evaluate(expression: object, result: Callable[[str], float]) -> list[float]:
