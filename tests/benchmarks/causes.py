@@ -13,13 +13,13 @@ kind without known cause every named spike is wrong.
 from __future__ import annotations
 
 import argparse
-import datetime
 import itertools
 from dataclasses import dataclass
 
 import pandas as pd
 import torch
 from sklearn.datasets import load_digits
+from tables import dated
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss, one_hot
 
@@ -194,9 +194,8 @@ def main() -> None:
     print(counts.to_string(index=False))
     print("right of named: {:.3f} of {}, unknown {}".format(*share_right(counts)))
     if asked.write:
-        today = datetime.datetime.now(datetime.UTC).date().isoformat()
         seeds = f"{min(asked.seeds)}-{max(asked.seeds)}"
-        counts.assign(seeds=seeds, torch=torch.__version__, date=today).to_csv(root() / PATH, index=False)
+        dated(counts.assign(seeds=seeds)).to_csv(root() / PATH, index=False)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ judging, once in 100 steps. With --write the rows go to data/benchmarks/monitor.
 from __future__ import annotations
 
 import argparse
-import datetime
 import statistics
 import sys
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from tables import of_processor
 from torch import nn
 
 from periodic_lib.monitor import Monitor, gauges
@@ -122,9 +122,7 @@ def main() -> None:
     table = pd.DataFrame([measure(kind, asked.pairs, asked.batch) for kind in ("SGD", "AdamW")])
     print(table.to_string(index=False))
     if asked.write:
-        today = datetime.datetime.now(datetime.UTC).date().isoformat()
-        cpu = torch.backends.cpu.get_cpu_capability()
-        table.assign(instructions=cpu, torch=torch.__version__, date=today).to_csv(root() / PATH, index=False)
+        of_processor(table).to_csv(root() / PATH, index=False)
 
 
 if __name__ == "__main__":

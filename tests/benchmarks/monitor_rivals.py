@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import importlib.metadata
 import statistics
 import sys
@@ -32,6 +31,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from monitor_cost import WATCHED
+from tables import of_processor
 from torch import nn
 
 from periodic_lib.engine.sources import import_torchvision
@@ -196,9 +196,7 @@ def main() -> None:
     table = measure(asked.rounds, asked.batch)
     print(table.to_string(index=False))
     if asked.write:
-        today = datetime.datetime.now(datetime.UTC).date().isoformat()
-        cpu = torch.backends.cpu.get_cpu_capability()
-        table.assign(instructions=cpu, torch=torch.__version__, date=today).to_csv(root() / PATH, index=False)
+        of_processor(table).to_csv(root() / PATH, index=False)
 
 
 if __name__ == "__main__":

@@ -16,12 +16,12 @@ row per training is appended to data/benchmarks/public_report.csv.
 from __future__ import annotations
 
 import argparse
-import datetime
 import itertools
 
 import pandas as pd
 import torch
 from sklearn.datasets import load_digits
+from tables import dated
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -108,10 +108,8 @@ def main() -> None:
         rows.append(judged(name, seed))
         print(rows[-1], flush=True)
     if asked.write:
-        today = datetime.datetime.now(datetime.UTC).date().isoformat()
-        table = pd.DataFrame(rows).assign(torch=torch.__version__, date=today)
         path = root() / PATH
-        table.to_csv(path, index=False, mode="a", header=not path.exists())
+        dated(pd.DataFrame(rows)).to_csv(path, index=False, mode="a", header=not path.exists())
 
 
 if __name__ == "__main__":

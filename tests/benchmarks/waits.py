@@ -16,7 +16,6 @@ one for each moment, in steps.
 from __future__ import annotations
 
 import argparse
-import datetime
 import itertools
 from dataclasses import dataclass
 
@@ -24,6 +23,7 @@ import numpy as np
 import pandas as pd
 import torch
 from sklearn.datasets import load_digits
+from tables import dated
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -138,8 +138,7 @@ def main() -> None:
     if asked.write:
         whole = [name for name in table if name.endswith(("_point", "_low", "_high", "begin", "break", "not_before"))]
         table[whole] = table[whole].round().astype("Int64")
-        today = datetime.datetime.now(datetime.UTC).date().isoformat()
-        table.assign(torch=torch.__version__, date=today).to_csv(root() / PATH, index=False)
+        dated(table).to_csv(root() / PATH, index=False)
 
 
 if __name__ == "__main__":
