@@ -1,5 +1,7 @@
 """Every test has its own place for results and records, so that none touches the project's."""
 
+import textwrap
+
 import matplotlib
 import pytest
 
@@ -14,3 +16,25 @@ def _own_folders(tmp_path, monkeypatch):
     monkeypatch.delenv("PERIODIC_ROOT", raising=False)
     monkeypatch.delenv("PERIODIC_SEED_SHIFT", raising=False)
     monkeypatch.setenv("PERIODIC_OFFLINE", "1")
+
+
+@pytest.fixture
+def project_of(tmp_path, monkeypatch):
+    """Return a function that makes the test's folder a project with these experiments, and returns it."""
+
+    def make(experiments):
+        (tmp_path / "book").mkdir()
+        (tmp_path / "book" / "experiments.yml").write_text(textwrap.dedent(experiments))
+        monkeypatch.setenv("PERIODIC_ROOT", str(tmp_path))
+        return tmp_path
+
+    return make
+
+
+@pytest.fixture
+def closed_figures():
+    """Close what a test has drawn."""
+    from matplotlib import pyplot
+
+    yield
+    pyplot.close("all")

@@ -4,7 +4,6 @@ import signal
 import socket
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -26,15 +25,13 @@ FILE = """
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch):
-    (tmp_path / "book").mkdir()
-    (tmp_path / "book" / "experiments.yml").write_text(textwrap.dedent(FILE))
-    monkeypatch.setenv("PERIODIC_ROOT", str(tmp_path))
+def project(project_of, monkeypatch):
+    folder = project_of(FILE)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     for name in ("PERIODIC_CACHE", "PERIODIC_PROGRESS"):
         monkeypatch.delenv(name, raising=False)
-    return tmp_path
+    return folder
 
 
 class Cluster:

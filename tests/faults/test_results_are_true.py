@@ -7,7 +7,6 @@ import resource
 import signal
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 from pathlib import Path
@@ -38,13 +37,10 @@ def write_data(path, seed):
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch):
+def home(tmp_path, monkeypatch, project_of):
     """A project whose one experiment trains on a file of one's own, under ~."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("PERIODIC_ROOT", str(tmp_path))
-    (tmp_path / "book").mkdir()
-    text = textwrap.dedent(DECLARATION).replace("DATA", "~/mine.npz")
-    (tmp_path / "book" / "experiments.yml").write_text(text)
+    project_of(DECLARATION.replace("DATA", "~/mine.npz"))
     write_data(tmp_path / "mine.npz", seed=0)
     return tmp_path
 

@@ -372,11 +372,8 @@ WORDS = [
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch):
-    (tmp_path / "book").mkdir()
-    (tmp_path / "book" / "experiments.yml").write_text(FILE)
-    monkeypatch.setenv("PERIODIC_ROOT", str(tmp_path))
-    return tmp_path
+def home(project_of):
+    return project_of(FILE)
 
 
 class Trains(Exception):

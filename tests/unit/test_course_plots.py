@@ -1,6 +1,5 @@
 """Figures of chapters 01 to 07 and 14: what is drawn where."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,11 +9,7 @@ from periodic_lib.analysis import bounds, long_runs, periods, regimes
 from periodic_lib.figures import course_plots, panels
 from periodic_lib.theory.toys import SphereToy
 
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("closed_figures")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,5 @@
 """The doctor sees what is wrong and says what to do; status sees what is there."""
 
-import textwrap
-
 import numpy as np
 import pytest
 
@@ -85,13 +83,10 @@ def test_a_check_that_raises_is_a_finding_and_the_status_is_1(monkeypatch, capsy
     assert cli.main(["doctor"]) == 0
 
 
-def test_status_says_what_is_done_stale_running_and_unfinished(monkeypatch, tmp_path, capsys):
-    (tmp_path / "book").mkdir()
-    text = (
+def test_status_says_what_is_done_stale_running_and_unfinished(monkeypatch, project_of, capsys):
+    project_of(
         "one:\n  setup: {width: 8, depth: 1, steps: 20}\n  profiles:\n    smoke: {grid: {lr: 0.1, weight_decay: 0}}\n"
     )
-    (tmp_path / "book" / "experiments.yml").write_text(textwrap.dedent(text))
-    monkeypatch.setenv("PERIODIC_ROOT", str(tmp_path))
     monkeypatch.delenv("PERIODIC_CACHE", raising=False)
     todo = experiments.plan("one", "smoke")
     assert status.result("one", "smoke")[1] == "not made"

@@ -32,11 +32,8 @@ FILE = """
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch):
-    (tmp_path / "book").mkdir()
-    (tmp_path / "book" / "experiments.yml").write_text(textwrap.dedent(FILE))
-    monkeypatch.setenv("PERIODIC_ROOT", str(tmp_path))
-    return tmp_path
+def project(project_of):
+    return project_of(FILE)
 
 
 def declare(project, text):

@@ -4,6 +4,7 @@ import csv
 import shutil
 import sysconfig
 import warnings
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -111,27 +112,35 @@ def grads(parameters):
     return [p.grad for p in parameters]
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_agrees_with_the_library_to_six_digits(momentum):
-    steps, run = 120, Run(lr=0.2, weight_decay=1e-2, momentum=momentum)
+def trained_beside(steps, run, record):
+    """The library's training; the same network in plain PyTorch, its optimizer, and the loss of each step's batch."""
     torch.manual_seed(3)
     network = PlainMLP((1, 8, 8), 16).double()
     initial = {name: value.detach().clone() for name, value in network.names().items()}
     setup = Setup(width=16, depth=3, steps=steps, dtype="float64", batch_size=50)
     order = np.random.default_rng(0).integers(0, 1437, (steps, 50))
-    record = Record(evaluate_every=None, layers=True)
     ours = train(setup, [run], record, progress=False, initial=initial, batches=order).isel(run=0)
-
     data = Stack(setup, [run]).data
     network.last.requires_grad_(False)
     with torch.no_grad():  # the library's network takes the values as they are
         for name, value in network.names().items():
             value.copy_(initial[name])
     mine = [p for name, p in network.named_parameters() if "hidden" in name]
-    optimizer = torch.optim.SGD(mine, lr=run.lr, weight_decay=run.weight_decay, momentum=momentum)
+    optimizer = torch.optim.SGD(mine, lr=run.lr, weight_decay=run.weight_decay, momentum=run.momentum)
+
+    def loss(index):
+        return nn.functional.cross_entropy(network(data.x_train[index]), data.y_train[index])
+
+    return ours, network, optimizer, [partial(loss, index) for index in torch.as_tensor(order)]
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_agrees_with_the_library_to_six_digits(momentum):
+    steps, run = 120, Run(lr=0.2, weight_decay=1e-2, momentum=momentum)
+    ours, network, optimizer, losses = trained_beside(steps, run, Record(evaluate_every=None, layers=True))
     monitor = Monitor(network, optimizer, groups=HIDDEN, angle_every=1)
-    for index in torch.as_tensor(order):
-        loss = nn.functional.cross_entropy(network(data.x_train[index]), data.y_train[index])
+    for loss_of in losses:
+        loss = loss_of()
         optimizer.zero_grad()
         loss.backward()
         monitor.loss = loss
@@ -516,26 +525,9 @@ def test_the_sharpness_of_a_batch_is_measured_beside_the_training(batches, kind,
 
 def test_the_sharpness_of_a_batch_is_the_librarys():
     steps, run = 30, Run(lr=0.2, weight_decay=1e-2)
-    torch.manual_seed(3)
-    network = PlainMLP((1, 8, 8), 16).double()
-    initial = {name: value.detach().clone() for name, value in network.names().items()}
-    setup = Setup(width=16, depth=3, steps=steps, dtype="float64", batch_size=50)
-    order = np.random.default_rng(0).integers(0, 1437, (steps, 50))
-    record = Record(evaluate_every=None, batch_sharpness=True)
-    ours = train(setup, [run], record, progress=False, initial=initial, batches=order).isel(run=0)
-    data = Stack(setup, [run]).data
-    network.last.requires_grad_(False)
-    with torch.no_grad():
-        for name, value in network.names().items():
-            value.copy_(initial[name])
-    mine = [p for name, p in network.named_parameters() if "hidden" in name]
-    optimizer = torch.optim.SGD(mine, lr=run.lr, weight_decay=run.weight_decay)
+    ours, network, optimizer, losses = trained_beside(steps, run, Record(evaluate_every=None, batch_sharpness=True))
     monitor = Monitor(network, optimizer, groups=HIDDEN, edge_every=5)
-    for index in torch.as_tensor(order):
-
-        def loss(index=index):
-            return nn.functional.cross_entropy(network(data.x_train[index]), data.y_train[index])
-
+    for loss in losses:
         optimizer.zero_grad()
         monitor.batch_loss = loss
         loss().backward()

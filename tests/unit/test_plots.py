@@ -14,10 +14,7 @@ def dataset():
     return train(Setup(width=8, depth=1, steps=50), runs, Record(evaluate_every=10), progress=False)
 
 
-@pytest.fixture(autouse=True)
-def _close():
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("closed_figures")
 
 
 def test_trajectory_draws_each_run_and_labels_axes(dataset):

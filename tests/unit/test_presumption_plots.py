@@ -1,6 +1,5 @@
 """Figures of the presumptions: what is drawn where."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,11 +8,7 @@ from periodic_lib.analysis import approaches
 from periodic_lib.figures import presumption_plots
 from periodic_lib.theory.toys import SphereToy
 
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("closed_figures")
 
 
 @pytest.fixture(scope="module")

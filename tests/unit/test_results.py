@@ -111,7 +111,7 @@ def test_what_a_result_depends_on_follows_from_the_imports():
     trained = {"datasets", "networks", "optimizers", "metrics", "stack", "training"}
     assert {"config", *(f"engine.{name}" for name in trained)} <= found
     assert not {"theory", "experiments", "cli"} & found
-    assert {name.partition(".")[0] for name in found} <= {"engine", "config", "changes", "checks", "devices"}
+    assert {name.partition(".")[0] for name in found} <= {"engine", "config", "changes", "checks"}
 
 
 def test_code_edited_after_import_does_not_relabel_what_runs(tmp_path):

@@ -3,7 +3,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 
 import numpy as np
@@ -199,11 +198,8 @@ FILE = """
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch):
-    (tmp_path / "book").mkdir()
-    (tmp_path / "book" / "experiments.yml").write_text(textwrap.dedent(FILE))
-    monkeypatch.setenv("PERIODIC_ROOT", str(tmp_path))
-    return tmp_path
+def home(project_of):
+    return project_of(FILE)
 
 
 def run(name, **more):

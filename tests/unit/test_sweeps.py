@@ -1,7 +1,6 @@
 """Sweeps in this process and on a real LocalCluster: every run once, the numbers of one process, failures named."""
 
 import json
-import textwrap
 
 import numpy as np
 import pytest
@@ -28,13 +27,10 @@ FILE = """
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch):
-    (tmp_path / "book").mkdir()
-    (tmp_path / "book" / "experiments.yml").write_text(textwrap.dedent(FILE))
-    monkeypatch.setenv("PERIODIC_ROOT", str(tmp_path))
+def project(project_of, monkeypatch):
     monkeypatch.delenv("PERIODIC_CACHE", raising=False)
     monkeypatch.delenv("PERIODIC_PROGRESS", raising=False)
-    return tmp_path
+    return project_of(FILE)
 
 
 def alone(name, monkeypatch, place):
