@@ -17,6 +17,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.util import Finalize
@@ -339,9 +340,12 @@ class Place:
                 outcome.wrong.append(f"{name}: the next run has other numbers")
         if self.files("finished") != self.kept:
             outcome.lost.append("the file of a finished result is gone or changed")
-        names = [path.name for path in self.cache.rglob("*") if re.search(left, path.name)]
+        names = self._left_behind(left)
         if names:
-            outcome.unclear.append(f"left behind: {names}")
+            time.sleep(1)  # a process that was not struck, a worker of a cluster, may be writing at this moment
+            names &= self._left_behind(left)
+        if names:
+            outcome.unclear.append(f"left behind: {sorted(names)}")
         return again
 
     def _look_at(self, outcome, struck: Ended, status, says) -> None:
@@ -358,8 +362,12 @@ class Place:
     def _wait_a_minute(self) -> None:
         """Make everything older, instead of waiting: what is being written is left alone for some seconds."""
         for path in self.cache.rglob("*.partial"):
-            seconds = path.stat().st_mtime - MINUTE
-            os.utime(path, (seconds, seconds))
+            with suppress(FileNotFoundError):  # written whole in the meantime, by a process that was not struck
+                seconds = path.stat().st_mtime - MINUTE
+                os.utime(path, (seconds, seconds))
+
+    def _left_behind(self, pattern: str) -> set[str]:
+        return {path.name for path in self.cache.rglob("*") if re.search(pattern, path.name)}
 
 
 def one_line(text: str) -> str:
