@@ -1,11 +1,15 @@
 """Every test has its own place for results and records, so that none touches the project's."""
 
+import os
+import tempfile
 import textwrap
 
 import matplotlib
 import pytest
 
 matplotlib.use("agg")
+if instructions := os.environ.get("ATEN_CPU_CAPABILITY"):  # torch.compile keeps code for others under the same name
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/inductor-{os.getuid()}-{instructions}")
 
 
 @pytest.fixture(autouse=True)

@@ -57,7 +57,10 @@ def train(
         all runs alike. Names that are missing keep their default initialization.
     batches : integer array (steps, batch): the training examples of each step, the same for all
         runs.
-    compiled : pass the loss through `torch.compile` (needs a C++ compiler on a CPU).
+    compiled : pass the loss through `torch.compile` (needs a C++ compiler on a CPU). PyTorch 2.13
+        keeps what it compiles under names that do not tell processors apart: where machines with
+        and without AVX-512 share a home or temporary folder, give each kind its own
+        `TORCHINDUCTOR_CACHE_DIR`, or losses come out wrong.
 
     Returns
     -------
