@@ -17,19 +17,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from periodic_lib import results
+from periodic_lib import fingerprints, results
 from periodic_lib.checks import integer, known_names, one_of
 from periodic_lib.config import SEED, Record, Run, Setup, grid
 from periodic_lib.declarations import PROFILES, declared, names  # noqa: F401 - found here, too
 from periodic_lib.engine.sources import own_data_digest
-from periodic_lib.project import (
-    ConfigError,
-    digest,
-    discard,
-    print_message,
-    root,
-    variable,
-)
+from periodic_lib.project import ConfigError, digest, discard, print_message, root, variable
 from periodic_lib.storage import store
 
 if TYPE_CHECKING:
@@ -59,7 +52,7 @@ class Plan:
     def settings(self) -> dict:
         """Everything that determines the result, ready for JSON, without the code."""
         data = own_data_digest(self.setup.dataset)
-        return results.settings_of(self.setup, self.runs, self.record, data)
+        return fingerprints.settings_of(self.setup, self.runs, self.record, data)
 
     @cached_property
     def keys(self) -> list[str]:
@@ -82,7 +75,7 @@ class Plan:
         """
         if attributes.get("settings") != digest(self.settings):
             return "other settings"
-        if attributes.get("code") != results.code_digest():
+        if attributes.get("code") != fingerprints.code_digest():
             return "the library's training code has changed"
         return None
 

@@ -8,7 +8,6 @@ all values and attributes.
 
 from __future__ import annotations
 
-import ast
 import datetime
 import hashlib
 import io
@@ -21,23 +20,17 @@ import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 
-from periodic_lib import outside
-from periodic_lib.checks import known_names
+from periodic_lib import fingerprints, outside
 from periodic_lib.config import Record, Run, Setup
-from periodic_lib.glossary import LABELS, MISSING
+from periodic_lib.glossary import LABELS
 from periodic_lib.project import ConfigError, digest, root, whole_interruptions, write_whole
 
 FORMAT = 2  # of the files: 2 since they say `format`, `data_digest` and `stack`
-ENTRY = "engine.training"  # the module whose imports say what a result depends on
-# imported there, too: words, files and labels
-NO_NUMBERS = {"glossary", "outside", "project", "results"}
 
 
 class ResultsError(ValueError):
@@ -63,19 +56,14 @@ def with_provenance(
     return dataset.assign_attrs(
         setup=json.dumps(setup.to_dict()),
         record=json.dumps(record.to_dict()),
-        settings=digest(settings_of(setup, runs, record, data_digest)),
-        code=code_digest(),
+        settings=digest(fingerprints.settings_of(setup, runs, record, data_digest)),
+        code=fingerprints.code_digest(),
         data_digest=data_digest or "",
-        stack=stack_digest(runs),
+        stack=fingerprints.stack_digest(runs),
         seconds=seconds,
         **origin(),
         **facts,
     )
-
-
-def stack_digest(runs: Sequence[Run]) -> str:
-    """Return a digest of the runs that are trained as one stack, in their order."""
-    return digest([run.to_dict() for run in runs])[:32]
 
 
 def origin() -> dict[str, str]:
@@ -109,93 +97,6 @@ def _git_revision() -> str:
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError, ConfigError):
         return "unknown"
-
-
-# ---------------------------------------------------------------- fingerprints
-
-
-def settings_of(
-    setup: Setup, runs: Sequence[Run], record: Record, data_digest: str | None = None
-) -> dict:
-    """Return everything that determines a result, without the code, ready for JSON.
-
-    `data_digest`: of a data file of your own, whose content counts, not its name
-    (`sources.own_data_digest`).
-    """
-    settings = {
-        "setup": setup.to_dict(),
-        "runs": [run.to_dict() for run in runs],
-        "record": record.to_dict(),
-    }
-    return settings if data_digest is None else settings | {"data": data_digest}
-
-
-def _sources() -> dict[str, str]:
-    """Return module -> source of the whole library, as it was when this module was imported."""
-    folder, found = Path(__file__).parent, {}
-    for path in sorted(folder.rglob("*.py")):
-        parts = path.relative_to(folder).with_suffix("").parts
-        package = len(parts) > 1 and parts[-1] == "__init__"
-        found[".".join(parts[:-1] if package else parts)] = path.read_text(encoding="utf-8")
-    return found
-
-
-SOURCES = _sources()  # now: what is edited later is not what runs
-
-
-@cache
-def code_digest(modules: tuple[str, ...] | None = None) -> str:
-    """Return the SHA-256 of what modules do: their source without comments and docstrings.
-
-    None: the modules that a result depends on. A better comment makes no result untrue.
-    """
-    modules = depends_on() if modules is None else modules
-    return digest([bare_source(SOURCES[module]) for module in modules])
-
-
-@cache
-def depends_on(entry: str = ENTRY) -> tuple[str, ...]:
-    """Return the modules that determine what `entry` computes: itself and all that it imports, and
-    so on.
-
-    >>> "engine.networks" in depends_on(), "figures.plots" in depends_on()
-    (True, False)
-    """
-    found, to_read = set(), [entry]
-    while to_read:
-        module = to_read.pop()
-        if module not in found | NO_NUMBERS:
-            found.add(module)
-            to_read += imported(SOURCES[module])
-    return tuple(sorted(found))
-
-
-def imported(source: str) -> list[str]:
-    """Return the modules of the library that a Python source imports, anywhere in it.
-
-    >>> imported("from periodic_lib import theory, config")
-    ['theory', 'config']
-    """
-    found = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("periodic_lib"):
-            tail = node.module.removeprefix("periodic_lib").strip(".")
-            found += [tail, *(f"{tail}.{alias.name}".strip(".") for alias in node.names)]
-    return [module for module in found if module in SOURCES]
-
-
-def bare_source(source: str) -> str:
-    r"""Return Python source without comments, docstrings and blank lines, in one form.
-
-    >>> bare_source('"Doc."\nx = 1  # one\n\ndef f():\n    "doc"\n    return "#"\n')
-    "x = 1\n\ndef f():\n    return '#'"
-    """
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        has_body = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
-        if has_body and ast.get_docstring(node, clean=False) is not None:
-            node.body = node.body[1:] or [ast.Pass()]
-    return ast.unparse(tree)
 
 
 # ---------------------------------------------------------------- files
@@ -428,70 +329,3 @@ def join(*datasets: xr.Dataset, steps: int | None = None) -> xr.Dataset:
     )
     seconds = sum(one.attrs["seconds"] for one in datasets)
     return joined.assign_coords(run=np.arange(joined.sizes["run"])).assign_attrs(seconds=seconds)
-
-
-def published(name: str) -> pd.DataFrame:
-    """Return a table of published values, data/published/<name>.csv; data/README.md says where each
-    comes from.
-
-    >>> published("lobacheva2021_jumps").groupby("learning_rate").size().to_dict()
-    {0.01: 4, 0.03: 15}
-    """
-    return pd.read_csv(root() / "data" / "published" / f"{name}.csv")
-
-
-def beside_published(chapter: str, ours: Mapping[str, float], within: float = 0.1) -> pd.DataFrame:
-    """Return the published values that a chapter is held against, beside ours, a row for each.
-
-    Parameters
-    ----------
-    chapter : as in data/published/anchors.csv, whose rows have the ends `low` and `high` of what
-        was published for a `quantity`.
-    ours : quantity -> our value.
-    within : by so much of an end a value may lie outside: what is read off a figure is no exacter.
-
-    Returns
-    -------
-    table with `finding`, `published` and `ours` as text, `agrees` ("yes" or "no"; "–" without a
-    value of ours), `source`.
-
-    Raises
-    ------
-    ConfigError : if `ours` has a quantity that is not published, or lacks one that is.
-
-    >>> names = published("anchors").quantity[:6]  # border, upper, decades, ...
-    >>> ours = dict.fromkeys(names, 2.0)
-    >>> beside_published("15_on_the_sphere", ours).agrees.tolist()
-    ['no', 'no', 'yes', 'no', 'no', 'yes']
-    """
-    table = published("anchors").query("chapter == @chapter").reset_index(drop=True)
-    known_names("quantity in `ours`", ours, tuple(table.quantity))
-    missing = set(table.quantity) - set(ours)
-    if missing:
-        raise ConfigError(
-            f"`ours` must have every quantity of {chapter!r} in anchors.csv; "
-            f"{', '.join(sorted(missing))} is missing. Give it, or nan."
-        )
-    values = table.quantity.map(ours).astype(float)
-    low, high = table.low - within * table.low.abs(), table.high + within * table.high.abs()
-    agrees = np.where(values.between(low, high), "yes", "no")
-    return pd.DataFrame(
-        {
-            "finding": table.finding,
-            "published": list(map(_range, table.low, table.high)),
-            "ours": [MISSING if np.isnan(value) else f"{value:.2g}" for value in values],
-            "agrees": np.where(values.isna(), MISSING, agrees),
-            "source": table.source,
-        }
-    )
-
-
-def _range(low: float, high: float) -> str:
-    """Return the words for a range.
-
-    >>> _range(1, 1), _range(0, 0.5), _range(1, float("inf"))
-    ('1', '0 to 0.5', '1 or more')
-    """
-    if low == high:
-        return f"{low:g}"
-    return f"{low:g} or more" if np.isinf(high) else f"{low:g} to {high:g}"

@@ -14,7 +14,7 @@ import psutil
 from periodic_lib import experiments
 from periodic_lib.project import ConfigError
 from periodic_lib.storage import store, turns
-from periodic_lib.sweeping import sweeps
+from periodic_lib.sweeping import journals
 
 COLUMNS = ("what", "state", "time", "file")
 WORDS = {"ready": "done", "out of date": "stale", "damaged": "damaged", "not made": "not made"}
@@ -91,7 +91,7 @@ def duration(seconds: float | None) -> str:
 
 def _journals() -> Iterator[tuple[Path, dict]]:
     """Yield the file and the content of every journal of a sweep that can be read."""
-    for path in sorted((store.folder() / sweeps.FOLDER).glob("*.json")):
+    for path in sorted((store.folder() / journals.FOLDER).glob("*.json")):
         with suppress(OSError, ValueError):
             yield path, json.loads(path.read_text(encoding="utf-8"))
 

@@ -238,7 +238,7 @@ def published_levels(
     """Return the levels of published curves, as `levels.level_table`: a row per learning rate.
 
     Medians over the passages after the first break; `period` is the median spacing of the breaks,
-    in steps. Parameters: the tables "lobacheva2021_figure2" and "_jumps" of `results.published`,
+    in steps. Parameters: the tables "lobacheva2021_figure2" and "_jumps" of `anchors.published`,
     and the row of "_setting".
     """
     norms, rows = curves[curves.quantity == "si_weight_norm"], []

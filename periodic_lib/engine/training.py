@@ -14,7 +14,7 @@ import torch
 import xarray as xr
 from tqdm import tqdm
 
-from periodic_lib import outside, project, results
+from periodic_lib import fingerprints, outside, project
 from periodic_lib.checks import number
 from periodic_lib.config import Record, Run, Setup
 from periodic_lib.engine.batches import FixedOrder
@@ -172,8 +172,8 @@ class Resume:
         self.path, self.stack, self.keep = path, stack, keep
         device = str(stack.device)
         name = torch.cuda.get_device_name() if device.startswith("cuda") else device
-        settings = results.settings_of(stack.setup, stack.runs, keep.record, stack.data.digest)
-        facts = [settings, results.code_digest(), name, project.digest_of_arrays(explicit)]
+        settings = fingerprints.settings_of(stack.setup, stack.runs, keep.record, stack.data.digest)
+        facts = [settings, fingerprints.code_digest(), name, project.digest_of_arrays(explicit)]
         self.key = project.digest([*facts, str(torch.__version__)])
         self.last = time.monotonic()
 

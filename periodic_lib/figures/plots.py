@@ -206,7 +206,7 @@ def plot_dynamics(
 def plot_published(curves: pd.DataFrame, quantity: str, ax: Axes | None = None) -> Axes:
     """Shade what published curves cover, one band per learning rate, against the epoch.
 
-    `curves`: a table as `results.published("lobacheva2021_figure2")`.
+    `curves`: a table as `anchors.published("lobacheva2021_figure2")`.
     """
     ax = plt.gca() if ax is None else ax
     of = colors(curves.learning_rate.unique())

@@ -29,7 +29,7 @@ import pandas as pd
 import torch
 import xarray as xr
 
-from periodic_lib.checks import integer, number, one_of
+from periodic_lib.checks import integer, number, one_of, optional
 from periodic_lib.monitor import gauges, outlook, readings, verdicts
 from periodic_lib.monitor.adapters import guarded
 from periodic_lib.monitor.gauges import MEASURES, ROWS, SQUARED, Gauges
@@ -90,11 +90,10 @@ class Monitor:
         scalars: str = "three",
         seconds: float = PROBE_SECONDS,
     ):
-        self.angle_every = integer("angle_every", angle_every, "a whole number of at least 1", 1)
-        self.edge_every = edge_every
-        if edge_every is not None:
-            integer("edge_every", edge_every, "None or a whole number of at least 1", 1)
-        self.log_every = integer("log_every", log_every, "a whole number of at least 1", 1)
+        whole = "a whole number of at least 1"
+        self.angle_every = integer("angle_every", angle_every, whole, 1)
+        self.edge_every = optional("edge_every", edge_every, integer, f"{whole}, or None", 1)
+        self.log_every = integer("log_every", log_every, whole, 1)
         self.scalars = one_of("scalars", scalars, ("one", "three", "all"))
         seconds = number("seconds", seconds, "a number of seconds above 0", 0, np.inf, True)
         self.total_steps, self.optimizer = total_steps, optimizer

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from periodic_lib import experiments, results
+from periodic_lib import experiments, fingerprints, results
 from periodic_lib.checks import known_names
 from periodic_lib.project import digest, print_message, root, write_whole
 from periodic_lib.publishing import claims
@@ -31,7 +31,7 @@ ERROR_EXCERPT = 30  # lines of a failed notebook's traceback that are shown
 SAYING = {"publishing.chapters", "publishing.claims", "publishing.explore"}
 TOOLS = {"__init__", "__main__", "cli", "doctor", "exports", "plans", "status"} | {
     module
-    for module in results.SOURCES
+    for module in fingerprints.SOURCES
     if module.partition(".")[0] in ("publishing", "teaching", "sweeping") and module not in SAYING
 }
 """Modules that no chapter uses."""
@@ -162,7 +162,7 @@ def fingerprint(name: str, profile: str) -> str:
     parts = [
         (root() / "book" / f"{name}.ipynb").read_text(encoding="utf-8"),
         profile,
-        results.code_digest(tuple(sorted(set(results.SOURCES) - TOOLS))),
+        fingerprints.code_digest(tuple(sorted(set(fingerprints.SOURCES) - TOOLS))),
         [plan.settings for plan in experiments_of(name, profile)],
         _kept_results(name),
         stated,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from periodic_lib import project, results
+from periodic_lib import fingerprints, project, results
 from periodic_lib.config import Record, Run, Setup
 from periodic_lib.project import ConfigError
 
@@ -57,7 +57,7 @@ def run_keys(
     setup: Setup, runs: Sequence[Run], record: Record, data_digest: str | None = None
 ) -> list[str]:
     """Return the addresses of runs that are trained as one stack (`run_key`)."""
-    stack = results.stack_digest(runs)
+    stack = fingerprints.stack_digest(runs)
     return [run_key(setup, run, record, data_digest, stack=stack) for run in runs]
 
 
@@ -85,16 +85,16 @@ def run_key(
     Parameters
     ----------
     data_digest : of a data file of your own (`sources.own_data_digest`).
-    stack : of the runs that it is trained with (`results.stack_digest`); None: it is alone.
-    code : `results.code_digest` of the code that trained it; None: of this library.
+    stack : of the runs that it is trained with (`fingerprints.stack_digest`); None: it is alone.
+    code : `fingerprints.code_digest` of the code that trained it; None: of this library.
 
     >>> len(run_key(Setup(), Run(lr=0.1, weight_decay=0), Record()))
     32
     """
     shared = {"setup": setup.to_dict(), "record": record.to_dict(), "data": data_digest or ""}
-    shared["code"] = results.code_digest() if code is None else code
+    shared["code"] = fingerprints.code_digest() if code is None else code
     if setup.network in CONVOLUTIONAL:
-        shared["stack"] = results.stack_digest([run]) if stack is None else stack
+        shared["stack"] = fingerprints.stack_digest([run]) if stack is None else stack
     return project.digest([shared, run.to_dict()])[:32]
 
 
@@ -112,7 +112,7 @@ def keys_of(dataset: xr.Dataset) -> list[str]:
     if "covers" in dataset or dataset.sizes["step"] != rows or not _is_finished(facts):
         raise ConfigError("only whole records are stored; this one is unfinished or a part of one.")
     runs = runs_of(dataset)
-    how = {"stack": facts.get("stack") or results.stack_digest(runs), "code": facts["code"]}
+    how = {"stack": facts.get("stack") or fingerprints.stack_digest(runs), "code": facts["code"]}
     data = facts.get("data_digest", "")
     return [run_key(setup, run, record, data, **how) for run in runs]
 

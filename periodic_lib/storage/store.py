@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from periodic_lib import project, results
+from periodic_lib import fingerprints, project, results
 from periodic_lib.checks import known_names
 from periodic_lib.config import Record, Run
 from periodic_lib.project import ConfigError
@@ -173,11 +173,11 @@ def _all(values: Iterable[object]) -> object:
 
 
 def _settings(dataset: xr.Dataset) -> str:
-    """Return the digest of a result's settings (`results.settings_of`)."""
+    """Return the digest of a result's settings (`fingerprints.settings_of`)."""
     record = Record(**json.loads(dataset.attrs["record"]))
     data = dataset.attrs.get("data_digest") or None
     runs = index.runs_of(dataset)
-    return project.digest(results.settings_of(results.setup_of(dataset), runs, record, data))
+    return project.digest(fingerprints.settings_of(results.setup_of(dataset), runs, record, data))
 
 
 def listing(**select: object) -> pd.DataFrame:
@@ -212,7 +212,7 @@ def _table_rows(entry: Mapping) -> Iterator[dict]:
     facts = {name: entry[name] for name in KEPT}
     facts |= {"path": str(folder() / entry["path"])}
     facts |= {"seconds": entry["seconds"] / max(1, len(entry["keys"]))}
-    facts |= {"current": entry["code"] == results.code_digest()}
+    facts |= {"current": entry["code"] == fingerprints.code_digest()}
     for key, *values in zip(entry["keys"], *entry["runs"].values(), strict=True):
         run = dict(zip(entry["runs"], values, strict=True))
         yield {"key": key, **entry["setup"], **entry["record"], **run, **facts}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from periodic_lib import results
+from periodic_lib import fingerprints
 from periodic_lib.config import Record, Run, Setup
 from periodic_lib.engine.recording import Recorder
 from periodic_lib.engine.stack import Stack
@@ -34,7 +34,7 @@ def kind(setup: Setup, record: Record, device: str) -> str:
     costly = {name: value for name, value in setup.to_dict().items() if name not in NO_COST}
     costly["fresh_label_noise"] = setup.fresh_label_noise > 0
     machine = [platform.node(), device_name(device), torch.get_num_threads(), torch.__version__]
-    return digest([costly, record.to_dict(), machine, results.code_digest()])[:20]
+    return digest([costly, record.to_dict(), machine, fingerprints.code_digest()])[:20]
 
 
 def device_name(device: str) -> str:

@@ -6,69 +6,32 @@ worker, a scheduler that is gone. Every stack has its own resume state beside th
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
 import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-from periodic_lib import project, results
+from periodic_lib import fingerprints, project
 from periodic_lib.checks import integer, optional
 from periodic_lib.config import Record, Setup
 from periodic_lib.engine.sources import own_data_digest
 from periodic_lib.outside import available_memory
 from periodic_lib.project import ConfigError, digest, discard, print_message
 from periodic_lib.storage import index, store
-from periodic_lib.sweeping import schedulers, tasks
+from periodic_lib.sweeping import journals, schedulers, tasks
+from periodic_lib.sweeping.journals import FOLDER, Sweep
 from periodic_lib.sweeping.tasks import Task
 
 RETRIES = 2  # of a stack whose training raised an error, on any worker
 AHEAD = 2  # stacks that wait for each that is trained: what the scheduler knows at once
 MEMORY_SHARE = 0.5  # of a worker's memory that a stack may take, by the estimate
-FOLDER = ".sweeps"  # beside the results: what sweeps say of themselves, states of unfinished stacks
 LOOK_SECONDS = 1  # between looks at which workers there are
-JOURNAL_SECONDS = 2  # between its writes
 DONE, TOO_LARGE, FAILED, REFUSED = "done", "too large", "failed", "refused"
-
-
-@dataclass
-class Sweep:
-    """What a sweep has done: runs wanted, found in the store, done now; `failed`, message by stack;
-    `trained` run-steps in `busy` seconds of all workers together, of which their processors spent
-    `training` in the training threads; tasks `split` for lack of memory.
-    """
-
-    name: str
-    runs: int
-    found: int
-    done: int = 0
-    trained: int = 0
-    busy: float = 0.0
-    training: float = 0.0
-    stacks: int = 0
-    split: int = 0
-    failed: dict[str, str] = field(default_factory=dict)
-    lost_runs: int = 0
-    started: float = field(default_factory=time.time)
-
-    @property
-    def seconds(self) -> float:
-        """Seconds since it was started."""
-        return time.time() - self.started
-
-    def summary(self) -> str:
-        """Return one line: runs, time, speed, failures."""
-        rate = self.trained / max(self.seconds, 1e-9)
-        failed = f"; {self.lost_runs} runs failed" if self.failed else ""
-        how = f"{self.stacks} stacks and {self.seconds:.0f} s, {rate:,.0f} run-steps/s"
-        stored = f"{self.found + self.done} of {self.runs} runs stored"
-        return f"{self.name}: {stored}, {self.done} of them now, in {how}{failed}"
 
 
 def sweep(
@@ -109,7 +72,7 @@ def sweep(
     done = Sweep(name or plans[0].name, wanted, wanted - number)
     if not number:
         return done
-    with _place(done, scheduler, workers, threads) as place, _shown(done, progress) as show:
+    with _place(done, scheduler, workers, threads) as place, journals.shown(done, progress) as show:
         size_of = place.sizes(left, number) if size is None else (lambda setup, record: size)
         queue = _Queue(tasks.cut(left, size_of, own_data_digest))
         for task, outcome in place.work(queue):
@@ -216,7 +179,7 @@ def attempt(task: Task, threads: int, device: str | None, folder: str, token: st
     os.environ.setdefault("PERIODIC_CACHE", folder)
     code, _, sign = token.partition(":")
     where = f"the worker on {socket.gethostname()}"
-    if code != results.code_digest():
+    if code != fingerprints.code_digest():
         return {"status": REFUSED, "message": f"{where} has other training code: update it."}
     if not (store.folder() / FOLDER / sign).exists():
         message = f"{where} does not see {folder}: share that folder, or set PERIODIC_CACHE there."
@@ -277,7 +240,7 @@ def _place(
     folder, path = str(store.folder().absolute()), store.folder().absolute() / FOLDER / sign
     with index.writable():
         project.write_whole(path, "")
-    token = f"{results.code_digest()}:{sign}"
+    token = f"{fingerprints.code_digest()}:{sign}"
     try:
         if scheduler is None:
             yield _Here(threads, folder, token)
@@ -425,59 +388,3 @@ def _costs(setup: Setup, record: Record) -> str:
     from periodic_lib.sweeping import speeds
 
     return speeds.kind(setup, record, "cpu")
-
-
-# ---------------------------------------------------------------- what is shown of it
-
-
-@contextmanager
-def _shown(done: Sweep, progress: bool):
-    """Yield a function that shows and keeps what has been done so far."""
-    from tqdm import tqdm
-
-    target = project.variable("PERIODIC_PROGRESS")
-    with project.open_progress("w") if progress and target else nullcontext() as stream:
-        bar = tqdm(
-            total=done.runs, initial=done.found, unit="run", disable=not progress, file=stream
-        )
-        bar.set_description(done.name)
-        last = [0.0]
-
-        def show() -> None:
-            rate = done.trained / max(done.seconds, 1e-9)
-            text = f"{rate:,.0f} run-steps/s, {done.lost_runs} failed"
-            bar.set_postfix_str(text, refresh=False)
-            bar.update(done.found + done.done - bar.n)
-            if time.monotonic() - last[0] > JOURNAL_SECONDS:
-                last[0] = time.monotonic()
-                write_journal(done, "running")
-
-        write_journal(done, "running")
-        state = "interrupted"
-        try:
-            yield show
-            state = "failed" if done.failed else "done"
-        finally:
-            bar.close()
-            write_journal(done, state)
-
-
-def write_journal(done: Sweep, state: str) -> None:
-    """Write what a sweep says of itself, for `periodic status`; nothing where it cannot be."""
-    facts = {
-        "name": done.name,
-        "state": state,
-        "runs": done.runs,
-        "stored": done.found + done.done,
-        "failed": list(done.failed.values())[:100],
-        "failed_runs": done.lost_runs,
-        "started": datetime.fromtimestamp(done.started, UTC).isoformat(timespec="seconds"),
-        "seconds": done.seconds,
-        "run_steps": done.trained,
-        "busy": done.busy,
-        "process": os.getpid(),
-        "machine": socket.gethostname(),
-    }
-    with suppress(OSError):
-        name = "".join(c if c.isalnum() or c in "-_" else "_" for c in done.name)
-        project.write_whole(store.folder() / FOLDER / f"{name}.json", json.dumps(facts, indent=1))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from periodic_lib import plans, results
+from periodic_lib import fingerprints, plans
 from periodic_lib.analysis import widths
 from periodic_lib.project import root, write_whole
 from periodic_lib.storage import store
@@ -27,7 +27,7 @@ def main() -> None:
     first = facts[0].attrs
     head = f"# {len(table)} runs of {steps} steps on {first['device']} ({first['instructions']}), {seconds:.0f} s of "
     head += f"stacks by the clock, {min(one.attrs['created'].split(';')[0] for one in facts)} and later, "
-    head += f"torch {first['torch_version']}, numpy {first['numpy_version']}, code {results.code_digest()[:12]}\n"
+    head += f"torch {first['torch_version']}, numpy {first['numpy_version']}, code {fingerprints.code_digest()[:12]}\n"
     write_whole(root() / widths.PATH, head + table.to_csv(index=False))
     print(head, root() / widths.PATH)
 

@@ -102,5 +102,5 @@ def test_status_says_what_is_done_stale_running_and_unfinished(monkeypatch, proj
         (row,) = status.running()
         assert row[:2] == ("something", "running")
     assert not list(status.running())
-    monkeypatch.setattr(experiments.results, "code_digest", lambda *_: "other")
+    monkeypatch.setattr(experiments.fingerprints, "code_digest", lambda *_: "other")
     assert status.result("one", "smoke")[1] in ("stale", "not made")

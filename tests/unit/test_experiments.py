@@ -6,11 +6,11 @@ import time
 import numpy as np
 import pytest
 
-from periodic_lib import Setup, experiments, grid, results, train
+from periodic_lib import Setup, experiments, fingerprints, grid, results, train
 from periodic_lib import project as project_module
 from periodic_lib.experiments import declared, keep, kept, plan, run_experiment, run_variants, state
+from periodic_lib.fingerprints import bare_source, code_digest
 from periodic_lib.project import ConfigError
-from periodic_lib.results import bare_source, code_digest
 from periodic_lib.storage import store
 
 FILE = """
@@ -122,7 +122,7 @@ def test_a_result_is_made_once_and_then_loaded(project):
 
 def test_a_result_of_other_code_or_settings_is_made_again(project, monkeypatch, capsys):
     first = run_experiment("small", "smoke", progress=False)
-    monkeypatch.setattr(results, "code_digest", lambda: "changed")
+    monkeypatch.setattr(fingerprints, "code_digest", lambda: "changed")
     assert state(plan("small", "smoke"))[0] == "out of date"
     again = run_experiment("small", "smoke", progress=False)
     assert again.attrs["code"] == "changed" != first.attrs["code"]

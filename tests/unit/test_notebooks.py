@@ -76,7 +76,7 @@ def test_only_what_is_out_of_date_runs(project, monkeypatch):
     assert execution.execute(profile="smoke") == ["01_one"]
     (project / "data" / "claims" / "claims.yml").write_text(CLAIMS.replace("It runs.", "It ran."))
     assert execution.execute(profile="smoke") == ["01_one"]
-    monkeypatch.setattr(execution.results, "code_digest", lambda *_: "library changed")
+    monkeypatch.setattr(execution.fingerprints, "code_digest", lambda *_: "library changed")
     assert not execution.is_current("02_two", "smoke")
     source = json.loads((project / "book" / "01_one.ipynb").read_text())
     assert all(not c.get("outputs") for c in source["cells"])  # the source stays as it is

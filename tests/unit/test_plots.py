@@ -3,7 +3,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from periodic_lib import Record, Setup, grid, results, train
+from periodic_lib import Record, Setup, anchors, grid, train
 from periodic_lib.analysis import periods
 from periodic_lib.figures import plots
 
@@ -207,7 +207,7 @@ def test_the_map_names_any_coordinate_by_the_glossary(dataset):
 
 
 def test_published_curves_are_bands_and_phase_diagrams_share_colours(dataset):
-    curves = results.published("lobacheva2021_figure2")
+    curves = anchors.published("lobacheva2021_figure2")
     ax = plots.plot_published(curves, "si_weight_norm", plt.figure().gca())
     assert len(ax.collections) == curves[curves.quantity == "si_weight_norm"].learning_rate.nunique()
     assert ax.get_yscale() == "log"

@@ -4,11 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from periodic_lib import results, theory
+from periodic_lib import theory
+from periodic_lib.anchors import beside, published
 from periodic_lib.project import ConfigError
 
-FIGURE = results.published("lobacheva2021_figure2")
-JUMPS = results.published("lobacheva2021_jumps")
+FIGURE = published("lobacheva2021_figure2")
+JUMPS = published("lobacheva2021_jumps")
 NORM = FIGURE[FIGURE.quantity == "si_weight_norm"]
 
 
@@ -52,28 +53,28 @@ def test_the_flat_norm_is_the_equilibrium():
 def test_reading_is_plain():
     assert isinstance(JUMPS, pd.DataFrame)
     with pytest.raises(FileNotFoundError):
-        results.published("lobacheva2022")
+        published("lobacheva2022")
 
 
 def test_ours_stands_beside_what_was_published_and_agrees_within_a_tenth():
-    anchors = results.published("anchors").query("chapter == '15_on_the_sphere'").set_index("quantity")
+    anchors = published("anchors").query("chapter == '15_on_the_sphere'").set_index("quantity")
     ours = {name: row.high * 1.09 for name, row in anchors.iterrows()}
     ours |= {"border": anchors.low["border"] * 0.89, "upper": np.nan, "loss_rank": -0.95}
-    table = results.beside_published("15_on_the_sphere", ours).set_index("finding")
+    table = beside("15_on_the_sphere", ours).set_index("finding")
     assert table.agrees.tolist() == ["no", "–", "yes", "yes", "yes", "yes"]
     assert table.published.tolist()[:2] == ["0.0001 to 0.0005", "0.02 to 0.1"]
     with pytest.raises(ConfigError, match=r"unknown quantity in `ours`.*elr"):
-        results.beside_published("15_on_the_sphere", ours | {"elr": 1.0})
+        beside("15_on_the_sphere", ours | {"elr": 1.0})
     ours.pop("fold_share")
     with pytest.raises(ConfigError, match="fold_share is missing"):
-        results.beside_published("15_on_the_sphere", ours)
+        beside("15_on_the_sphere", ours)
 
 
 def test_anchors_are_ranges_of_chapters_and_come_from_what_is_kept():
-    anchors = results.published("anchors")
+    anchors = published("anchors")
     assert (anchors.low <= anchors.high).all()
     assert not anchors.duplicated(["chapter", "quantity"]).any()
-    borders = results.published("sadrtdinov2024_borders")
+    borders = published("sadrtdinov2024_borders")
     decades = np.log10(borders.chaos_to_divergence / borders.convergence_to_chaos)
     kept = anchors.set_index("quantity")
     for name, values in (("border", borders.convergence_to_chaos), ("upper", borders.chaos_to_divergence)):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import xarray as xr
 
-from periodic_lib import Record, Setup, grid, results, train
+from periodic_lib import Record, Setup, fingerprints, grid, results, train
 from periodic_lib.project import ConfigError
 
 
@@ -107,7 +107,7 @@ def test_a_result_that_may_not_be_read_is_not_taken_for_damaged(tmp_path, monkey
 
 
 def test_what_a_result_depends_on_follows_from_the_imports():
-    found = set(results.depends_on())
+    found = set(fingerprints.depends_on())
     trained = {"datasets", "networks", "optimizers", "metrics", "stack", "training"}
     assert {"config", *(f"engine.{name}" for name in trained)} <= found
     assert not {"theory", "experiments", "cli"} & found
@@ -119,10 +119,10 @@ def test_code_edited_after_import_does_not_relabel_what_runs(tmp_path):
     copy = tmp_path / "periodic_lib"
     shutil.copytree(Path(results.__file__).parent, copy)
     code = (
-        "import pathlib, sys; from periodic_lib import results; "
-        "path = pathlib.Path(results.__file__).with_name('engine') / 'optimizers.py'; "
+        "import pathlib, sys; from periodic_lib import fingerprints; "
+        "path = pathlib.Path(fingerprints.__file__).with_name('engine') / 'optimizers.py'; "
         "sys.argv[1] == 'edit' and path.write_text(path.read_text() + chr(10) + 'x = 1'); "
-        "print(results.code_digest())"
+        "print(fingerprints.code_digest())"
     )
     digests = [
         subprocess.run([sys.executable, "-c", code, word], cwd=tmp_path, capture_output=True, text=True, check=True)

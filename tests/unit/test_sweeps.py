@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from periodic_lib import ConfigError, Record, Setup, cli, grid, plans
+from periodic_lib import ConfigError, Record, Setup, cli, fingerprints, grid, plans
 from periodic_lib.experiments import plan, run_experiment
 from periodic_lib.storage import store
 from periodic_lib.sweeping import schedulers, sweeps
@@ -151,7 +151,7 @@ def test_after_ctrl_c_the_same_command_goes_on(project, monkeypatch, capsys):
 
 def test_a_worker_with_other_code_or_another_folder_is_refused(project):
     task = Task(Setup(width=8, depth=1, steps=5), Record(), tuple(grid(lr=0.1, weight_decay=0.0)))
-    code = sweeps.results.code_digest()
+    code = fingerprints.code_digest()
     other = sweeps.attempt(task, 1, "cpu", str(project), "0123:sign")
     assert other["status"] == sweeps.REFUSED
     assert "other training code" in other["message"]

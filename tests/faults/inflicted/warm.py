@@ -9,7 +9,7 @@ import threading
 
 import xarray as xr
 
-from periodic_lib import cli, results
+from periodic_lib import cli, fingerprints
 from periodic_lib.analysis import regimes
 from periodic_lib.engine import sources, training
 from periodic_lib.publishing import execution
@@ -21,6 +21,6 @@ for name in ("sklearn.datasets", "sklearn.model_selection", "tqdm", "pytest", "p
 with io.BytesIO(bytes(xr.Dataset({"x": ("run", [0.0])}).to_netcdf(engine="h5netcdf"))) as content:
     xr.open_dataset(content, engine="h5netcdf").load()  # xarray imports its backends, and dask if that is there
 xr.DataArray([0.0, 1.0], dims="x").median("x")  # imported at its first use, which another user may not do
-results.code_digest()  # reads the source of the library
+fingerprints.code_digest()  # reads the source of the library
 sources.read("digits")
 assert threading.active_count() == 1
