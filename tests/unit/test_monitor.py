@@ -545,7 +545,7 @@ def test_a_batch_that_cannot_be_differentiated_twice_ends_the_sharpness_only(bat
         fit(model, optimizer, batches, monitor, steps=3)
     assert monitor.failure is None
     assert monitor.steps == 3
-    with pytest.raises(ConfigError, match="`edge_every` must be None or a whole number of at least 1; got 0"):
+    with pytest.raises(ConfigError, match="`edge_every` must be a whole number of at least 1, or None; got 0"):
         Monitor(model, optimizer, groups=HIDDEN, edge_every=0)
 
 
