@@ -154,6 +154,7 @@ def _count(done: Sweep, queue: _Queue, task: Task, outcome: dict) -> None:
     if status == TOO_LARGE and len(task.runs) > 1 and not task.whole:
         print_message(f"{task.named()}: {message}; tried in halves.")
         done.split += 1
+        discard(_state(task.keys))
         queue.back.extend(task.halves())
     elif status == DONE:
         done.stacks += 1
@@ -205,7 +206,7 @@ def _trained(task: Task, threads: int, device: str | None) -> dict:
         runs = store.with_keys(task.runs, task.keys, set(left))
         runs = task.runs if runs and task.whole else runs
         if runs:
-            state = store.folder() / FOLDER / f"{digest(left)[:20]}.resume.npz"
+            state = _state(left)
             how = {"device": device, "progress": False, "resume": state}
             before = time.thread_time()
             dataset = train(task.setup, runs, task.record, **how)
@@ -214,6 +215,11 @@ def _trained(task: Task, threads: int, device: str | None) -> dict:
             discard(state)
     facts = {"seconds": time.perf_counter() - started, "training": training}
     return {"status": DONE, "run_steps": len(runs) * task.setup.steps, **facts}
+
+
+def _state(keys: Sequence[str]) -> Path:
+    """Return the place of the resume state of a stack of these runs."""
+    return store.folder() / FOLDER / f"{digest(keys)[:20]}.resume.npz"
 
 
 def is_memory(error: BaseException) -> bool:

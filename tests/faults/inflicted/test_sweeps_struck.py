@@ -40,7 +40,7 @@ def sweep_again(arguments):
 def judge(outcome, place, ended, **how):
     """What the sweep stored stays as it is, and the same sweep goes on to the undisturbed numbers."""
     kept = {path: path.read_bytes() for path in place.cache.glob("stacks/*/*.nc")}
-    how |= {"left": "partial|probe"}  # states of stacks that were cut, or killed when they were stored, may stay
+    how = {"left": "partial|probe"} | how  # the state of a stack that was killed when it was stored may stay
     how |= {"experiment": "many", "work": sweep_again}
     place.survives(outcome, ended, **how)
     if any(not path.exists() or path.read_bytes() != content for path, content in kept.items()):
@@ -79,7 +79,7 @@ def test_out_of_memory(fault, place, outcome):
     ended = place.start(None, 6, work=sweep, strikes=[save_every_step, partial(need_memory, limit, step)]).end()
     if "tried in halves" not in ended.text or "many" not in ended.served:
         outcome.unclear.append(f"a smaller stack was not tried: {ended.text[-1500:]}")
-    judge(outcome, place, ended)
+    judge(outcome, place, ended, left="partial|probe|resume")
 
 
 # ---------------------------------------------------------------- a cluster
