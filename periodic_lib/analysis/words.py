@@ -13,6 +13,25 @@ if TYPE_CHECKING:
 
     Table = pd.DataFrame | pd.Series | Mapping
 
+VARIED = {  # parameter that a setup differs in -> its words, with a value after them
+    "width": "width",
+    "depth": "hidden layers",
+    "train_size": "training examples",
+    "label_noise": "wrong labels",
+    "batch_size": "batch size",
+    "last_layer_norm": "last layer",
+}
+SWITCHED = {"drop_last": "short last batch", "dataset": "breast cancer"}  # words alone
+
+
+def variant(parameter: str, value: float | None) -> str:
+    """Return in words what a setup of `experiments.run_variants` differs in from the others.
+
+    >>> variant("label_noise", 0.05), variant("depth", 1), variant("drop_last", False)
+    ('wrong labels 0.05', 'hidden layers 1', 'short last batch')
+    """
+    return SWITCHED.get(parameter) or f"{VARIED[parameter]} {value:g}"
+
 
 def each(table: Table, form: str) -> list[str]:
     """Return a text per row: `form` filled with index and columns, by place or by name.
