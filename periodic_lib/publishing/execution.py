@@ -159,12 +159,14 @@ def fingerprint(name: str, profile: str) -> str:
     }
     for claim, entry in stated.items():
         stated[claim] = entry | {"verdict": None}  # to acknowledge a verdict changes nothing
+    source = (root() / "book" / f"{name}.ipynb").read_text(encoding="utf-8")
     parts = [
-        (root() / "book" / f"{name}.ipynb").read_text(encoding="utf-8"),
+        source,
         profile,
         fingerprints.code_digest(tuple(sorted(set(fingerprints.SOURCES) - TOOLS))),
         [plan.settings for plan in experiments_of(name, profile)],
         _kept_results(name),
+        _tables(source),
         stated,
     ]
     return digest(parts)
@@ -174,6 +176,17 @@ def _kept_results(name: str) -> dict[str, str]:
     """Return the checksums of results in git of the experiments that a chapter reads."""
     paths = [experiments.kept_path(plan.name) for plan in experiments_of(name, "paper")]
     return {path.name: results.attributes(path)["sha256"] for path in paths if path.exists()}
+
+
+def _tables(source: str) -> dict[str, str]:
+    """Return the digests of committed tables that a chapter may read: those of sweeps and published
+    ones, and the benchmarks that its source names.
+    """
+    data = root() / "data"
+    found = [*data.glob("published/*"), *data.glob("sweeps/*")]
+    found += [path for path in data.glob("benchmarks/*") if path.name in source]
+    texts = {path.name: path.read_text(encoding="utf-8") for path in sorted(found)}
+    return {name: digest(text) for name, text in texts.items()}
 
 
 def experiments_of(name: str, profile: str, own: bool = False) -> list[experiments.Plan]:
