@@ -6,11 +6,11 @@ bin = .venv/bin
 pytest = $(bin)/python -m pytest -q
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book class pdf epub slides figures gettext archive lab test test-faults check lint bench clean
+.PHONY: help setup book class pdf epub slides figures gettext archive lab test test-avx2 test-faults check lint bench clean
 
 help: ## show this list
 	@echo "make TARGET [PROFILE=smoke|classroom]"
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
 
 setup: ## make or repair the environment in .venv (quick when nothing changed)
 	@bash .ci/setup
@@ -45,6 +45,11 @@ test: setup ## run all tests, then execute every chapter at smoke scale and agai
 		PERIODIC_PROGRESS=$(CURDIR)/build/nbval/progress MPLBACKEND=agg $(pytest) -n auto --dist loadfile -x \
 		-c tests/notebooks/nbval.ini --nbval --nbval-current-env --nbval-cell-timeout 120 \
 		--nbval-sanitize-with tests/notebooks/nbval_sanitize.cfg build/smoke/chapters
+
+test-avx2: export OMP_NUM_THREADS = 1
+test-avx2: setup ## run the library's tests as on a processor without AVX-512 (x86-64)
+	@ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(pytest) -n auto --dist worksteal \
+		--ignore tests/html --ignore tests/faults/inflicted
 
 test-faults: setup ## break everything on purpose, FAULTS=N times as often as usual (writes build/faults/)
 	@$(pytest) tests/faults/inflicted --faults $(FAULTS)
