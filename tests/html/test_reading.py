@@ -20,6 +20,14 @@ for (const name of ["error", "warn"])
 </script>"""
 
 REPORT = """
+function enlarged() {
+  const figure = document.querySelector("button.enlarge"), dialog = document.querySelector("dialog.enlarged");
+  if (!figure) return null;
+  figure.click();
+  const widths = [figure.offsetWidth, dialog.querySelector("img").offsetWidth];
+  dialog.click();
+  return [...widths, dialog.open];
+}
 addEventListener("load", () => setTimeout(async () => {
   const found = await axe.run(document, { resultTypes: ["violations"] });
   const wide = [...document.querySelectorAll("main *")].filter((element) => {
@@ -33,6 +41,7 @@ addEventListener("load", () => setTimeout(async () => {
     formulas: document.querySelectorAll(".math").length,
     rendered: document.querySelectorAll("mjx-container").length,
     broken: document.querySelectorAll("mjx-merror").length,
+    enlarged: enlarged(),
     violations: found.violations.map(({ id, nodes }) => [id, nodes.length, nodes[0].html.slice(0, 160)]),
   };
   parent.postMessage(JSON.stringify(report), "*");
@@ -59,6 +68,14 @@ def test_mathematics_is_rendered(report):
 
 def test_a_phone_need_not_scroll_sideways(report):
     assert report["width"] <= WIDTH, report["wide"]
+
+
+def test_a_figure_enlarged_is_wider_than_a_phone_and_closes_again(report):
+    if report["enlarged"] is not None:
+        small, large, still_open = report["enlarged"]
+        assert small < WIDTH
+        assert large >= 640
+        assert not still_open
 
 
 def test_axe_finds_no_violation(report):
