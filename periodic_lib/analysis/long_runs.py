@@ -13,6 +13,8 @@ import xarray as xr
 from numpy.typing import ArrayLike
 from scipy.stats import binomtest
 
+from periodic_lib.analysis.levels import passages
+
 READ = {"train_loss": "train_loss", "si_weight_norm": "weight_norm"}  # published -> recorded
 
 
@@ -113,6 +115,42 @@ def run_row(plan: object, data: xr.Dataset | None, epoch: int) -> dict[str, obje
         "ms a step": 1000 * facts["seconds"] / done if done else np.nan,
         "processor": facts.get("instructions"),
     }
+
+
+def break_table(result: xr.Dataset, epoch: int) -> pd.DataFrame:
+    """Return a row for each break of a long run.
+
+    Parameters
+    ----------
+    result : one run, every step around its breaks (`recording.thin`).
+    epoch : steps of an epoch.
+
+    Returns
+    -------
+    table with `epoch` at which it begins and `batch`, the place there, from 1; `break` and
+    `restart`, the effective learning rates where it begins and where it ends; and, nan after the
+    last one, `wait`, the epochs from there to the next, and `decay`, the share of them that weight
+    decay alone needs (`levels.passages`).
+
+    >>> saw = 3 * np.exp(-0.01 * (np.arange(250) % 100))
+    >>> names = {"lr": 0.5, "weight_decay": 0.02, "init_seed": 0}
+    >>> runs = {name: ("run", [value]) for name, value in names.items()} | {"step": np.arange(250)}
+    >>> data = {"weight_norm": (("run", "step"), [saw]), "train_loss": (("run", "step"), [saw])}
+    >>> table = break_table(xr.Dataset(data, runs), epoch=10)
+    >>> table[["epoch", "batch", "wait", "decay"]].round(2).values.tolist()
+    [[9.9, 10.0, 9.9, 0.99], [19.9, 10.0, nan, nan]]
+    """
+    found = passages(result)
+    return pd.DataFrame(
+        {
+            "epoch": found.start / epoch,
+            "batch": (found.start % epoch + 1).astype(int),
+            "break": found["break"],
+            "restart": found.restart,
+            "wait": found.steps / epoch,
+            "decay": found.law / found.steps,
+        }
+    )
 
 
 def loss_times(epochs: xr.Dataset, breaks: Iterable[float]) -> list[float]:

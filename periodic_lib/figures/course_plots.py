@@ -119,7 +119,7 @@ def plot_beside(
     figure, axes = plt.subplots(2, 2, figsize=(9, 6.6), **CONSTRAINED)
     colors, errors, phases = plots.colors([data.lr[0] for data in results]), *axes[1]
     for ax, published in zip(axes[0], long_runs.READ, strict=True):
-        plots.plot_published(curves, published, ax)
+        plots.plot_published(curves, published, ax, colors)
         ax.set(xlim=(0, longest))
     for data in results:
         one, color = data.isel(run=0), colors[float(data.lr[0])]
@@ -131,7 +131,7 @@ def plot_beside(
     axes[0, 0].set(title="training loss", ylabel="nats")
     axes[0, 1].set(title="norm of the scale-invariant weights")
     errors.set(title="test error (ours)", xlabel="epoch", xlim=(0, longest))
-    phases.set(title="phase diagram (ours)")
+    plots.plain_numbers(phases).set(title="phase diagram (ours)")
     title = "learning rate; bands: published"
     figure.legend(*errors.get_legend_handles_labels(), title=title, ncols=4, **ABOVE)
     sns.despine(figure)

@@ -203,13 +203,16 @@ def plot_dynamics(
 # ---------------------------------------------------------------- tables: one row per run
 
 
-def plot_published(curves: pd.DataFrame, quantity: str, ax: Axes | None = None) -> Axes:
+def plot_published(
+    curves: pd.DataFrame, quantity: str, ax: Axes | None = None, of: Mapping | None = None
+) -> Axes:
     """Shade what published curves cover, one band per learning rate, against the epoch.
 
-    `curves`: a table as `anchors.published("lobacheva2021_figure2")`.
+    `curves`: a table as `anchors.published("lobacheva2021_figure2")`. `of`: learning rate -> colour
+    (`colors`); None: one for each of `curves`.
     """
     ax = plt.gca() if ax is None else ax
-    of = colors(curves.learning_rate.unique())
+    of = colors(curves.learning_rate.unique()) if of is None else of
     for lr, part in curves[curves.quantity == quantity].groupby("learning_rate"):
         low, high = part.column_low, part.column_high
         style = {"color": of[lr], "alpha": 0.4, "lw": 0.5, "label": f"{lr:g}"}

@@ -89,6 +89,10 @@ def test_runs_stand_beside_published_curves(orbits):
     assert loss.get_xlim() == norm.get_xlim() == errors.get_xlim() == (0, 40)
     assert [line.get_color() for line in loss.lines] == [line.get_color() for line in errors.lines]
     assert phases.get_title() == "phase diagram (ours)"
+    runs[0] = runs[0].assign_coords(lr=("run", [0.2]))  # nothing is published at this rate
+    loss = course_plots.plot_beside(curves().query("learning_rate == 0.3"), runs, epoch=9, longest=40).axes[0]
+    (band,) = loss.collections
+    np.testing.assert_allclose(band.get_facecolor()[0, :3], loss.lines[1].get_color())
 
 
 def test_the_adversary_attains_the_bound():
