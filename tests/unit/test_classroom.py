@@ -314,9 +314,9 @@ def test_the_book_is_packed_where_it_is_rendered(packed, tmp_path, monkeypatch):
 def test_results_are_loaded_where_the_archives_are_unpacked(packed, tmp_path):
     for name in ("library.zip", "results.zip", "data.zip"):
         zipfile.ZipFile(packed / name).extractall(tmp_path)
-    code = "from periodic_lib import experiments, results as r\n"
+    code = "from periodic_lib import anchors, experiments\n"
     code += "print(experiments.state(experiments.plan('rescaling', 'smoke'))[0])\n"
-    code += "print(len(r.published('lobacheva2021_jumps')))"
+    code += "print(len(anchors.published('lobacheva2021_jumps')))"
     state, rows = run(code, tmp_path, PYTHONPATH=str(tmp_path)).split()
     assert state == "ready"
     assert int(rows) > 0
