@@ -19,6 +19,8 @@ document.addEventListener("DOMContentLoaded", () => {
       dialog.showModal();
     });
   }
+  // A caveat in the margin is a note, not a part of the page of its own that would need a name.
+  for (const note of document.querySelectorAll("aside.margin")) note.setAttribute("role", "note");
   // What scrolls sideways can be scrolled by the keyboard, too.
   for (const box of document.querySelectorAll("main .output, main .pst-scrollable-table-container, main .math, main pre"))
     if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
