@@ -7,6 +7,7 @@ import importlib
 import io
 import threading
 
+import pandas as pd
 import xarray as xr
 
 from periodic_lib import cli, fingerprints
@@ -21,6 +22,7 @@ for name in ("sklearn.datasets", "sklearn.model_selection", "tqdm", "pytest", "p
 with io.BytesIO(bytes(xr.Dataset({"x": ("run", [0.0])}).to_netcdf(engine="h5netcdf"))) as content:
     xr.open_dataset(content, engine="h5netcdf").load()  # xarray imports its backends, and dask if that is there
 xr.DataArray([0.0, 1.0], dims="x").median("x")  # imported at its first use, which another user may not do
+pd.DataFrame({"x": [0.0]}).to_string()  # as this
 fingerprints.code_digest()  # reads the source of the library
 sources.read("digits")
 assert threading.active_count() == 1
