@@ -4,6 +4,7 @@ PROFILE ?= classroom
 FAULTS ?= 1
 bin = .venv/bin
 pytest = $(bin)/python -m pytest -q
+library = $(pytest) -n auto --dist worksteal --ignore tests/html --ignore tests/faults/inflicted
 
 .DEFAULT_GOAL := help
 .PHONY: help setup book class pdf epub slides figures gettext archive lab test test-avx2 test-faults check lint bench clean
@@ -34,9 +35,9 @@ lab: setup ## open the chapters in JupyterLab (installs it the first time)
 	@$(bin)/python -m pip install --quiet --constraint requirements.lock --editable ".[lab]"
 	@$(bin)/jupyter lab book
 
-test: export OMP_NUM_THREADS = 1 # a process a core, a thread a process
+test test-avx2: export OMP_NUM_THREADS = 1 # a process a core, a thread a process
 test: setup ## run all tests, then execute every chapter at smoke scale and again by nbval
-	@$(pytest) -n auto --dist worksteal --ignore tests/html --ignore tests/faults/inflicted --cov --cov-report=term --cov-fail-under=90
+	@$(library) --cov --cov-report=term --cov-fail-under=90
 	@echo "chapters at smoke scale, by papermill"
 	@rm -rf build/smoke build/nbval && mkdir -p build/smoke build/nbval
 	@PERIODIC_CACHE=$(CURDIR)/build/smoke/cache $(bin)/periodic book --no-render --profile smoke
@@ -46,10 +47,8 @@ test: setup ## run all tests, then execute every chapter at smoke scale and agai
 		-c tests/notebooks/nbval.ini --nbval --nbval-current-env --nbval-cell-timeout 120 \
 		--nbval-sanitize-with tests/notebooks/nbval_sanitize.cfg build/smoke/chapters
 
-test-avx2: export OMP_NUM_THREADS = 1
 test-avx2: setup ## run the library's tests as on a processor without AVX-512 (x86-64)
-	@ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(pytest) -n auto --dist worksteal \
-		--ignore tests/html --ignore tests/faults/inflicted
+	@ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(library)
 
 test-faults: setup ## break everything on purpose, FAULTS=N times as often as usual (writes build/faults/)
 	@$(pytest) tests/faults/inflicted --faults $(FAULTS)
