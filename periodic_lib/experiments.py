@@ -28,7 +28,7 @@ from periodic_lib.storage import store
 if TYPE_CHECKING:
     import xarray as xr
 
-KEPT_ROWS = 20_000  # of a record that goes into git as it is
+KEPT_ROWS = 10_000  # of a record that goes into git as it is
 
 
 @dataclass(frozen=True)
