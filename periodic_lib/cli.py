@@ -212,10 +212,8 @@ def _run(options: argparse.Namespace) -> int:
         raise ConfigError(f"`experiment` must be given: one of {known}.")
     overrides = parse_overrides(options.set)
     todo = experiments.plan(options.experiment, options.profile, overrides)
-    if options.keep and set(overrides) - {"dataset"}:
-        raise ConfigError(
-            "`--keep` keeps a declared result: with it, `--set` may change only `dataset`."
-        )
+    if options.keep:
+        experiments.check_keepable(overrides)
     try:
         how = {"overrides": overrides, "force": options.force, "budget": options.budget}
         dataset = experiments.run_experiment(options.experiment, options.profile, **how)

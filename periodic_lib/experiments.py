@@ -120,7 +120,10 @@ def plan(
         chapter=entry.get("chapter", ""),
         question=" ".join(entry.get("question", "").split()),
         setup=Setup(**merged("setup", Setup.names())),
-        runs=tuple(map(_shifted, _runs(chosen.get("grid", entry.get("grid", {})), overrides))),
+        runs=tuple(
+            _shifted(run, seed_shift())
+            for run in _runs(chosen.get("grid", entry.get("grid", {})), overrides)
+        ),
         record=Record(**merged("record", Record.names())),
         minutes=chosen.get("minutes"),
         overrides=overrides,
@@ -158,9 +161,8 @@ def seed_shift() -> int:
     )
 
 
-def _shifted(run: Run) -> Run:
-    shift = seed_shift()
-    return replace(run, init_seed=run.init_seed + shift, data_seed=run.data_seed + shift)
+def _shifted(run: Run, by: int) -> Run:
+    return replace(run, init_seed=run.init_seed + by, data_seed=run.data_seed + by)
 
 
 # ---------------------------------------------------------------- running
@@ -322,6 +324,19 @@ def kept_path(name: str, profile: str = "paper") -> Path:
     return root() / "data" / "results" / profile / f"{name}.nc"
 
 
+def check_keepable(overrides: Mapping) -> None:
+    """Raise a ConfigError if a result made with these overrides, here, is not the declared one."""
+    if set(overrides) - {"dataset"}:
+        raise ConfigError(
+            "only a declared result is kept: with `--keep`, `--set` may change only `dataset`; "
+            f"got {', '.join(overrides)}."
+        )
+    if seed_shift():
+        raise ConfigError(
+            f"only a declared result is kept: unset PERIODIC_SEED_SHIFT, which is {seed_shift()}."
+        )
+
+
 def keep(dataset: xr.Dataset, todo: Plan) -> Path:
     """Write a result, or what is there of it so far, to its place in git, and return that.
 
@@ -331,13 +346,9 @@ def keep(dataset: xr.Dataset, todo: Plan) -> Path:
 
     Raises
     ------
-    ConfigError : if anything but `dataset` was overridden.
+    ConfigError : if anything but `dataset` was overridden, or the seeds are shifted.
     """
-    if set(todo.overrides) - {"dataset"}:
-        raise ConfigError(
-            "only a declared result is kept, with no other change than `dataset`; "
-            f"got {', '.join(todo.overrides)}."
-        )
+    check_keepable(todo.overrides)
     from periodic_lib.analysis.periods import find_destabilizations
     from periodic_lib.analysis.successive import condensed
     from periodic_lib.engine.recording import thin
@@ -377,9 +388,9 @@ def kept(name: str, profile: str = "paper") -> xr.Dataset | None:
 
 def _declared_digest(todo: Plan) -> str:
     """Return the digest of what is declared, in so far as it is not the default: a parameter that
-    is new in the library makes no kept result untrue.
+    is new in the library makes no kept result untrue, and neither does a shift of the seeds.
     """
-    runs = [_changed(run) for run in todo.runs]
+    runs = [_changed(_shifted(run, -seed_shift())) for run in todo.runs]
     setup = {key: value for key, value in _changed(todo.setup).items() if key != "dataset"}
     return digest({"setup": setup, "runs": runs, "record": _changed(todo.record)})
 

@@ -107,9 +107,15 @@ def again(table: pd.DataFrame, one: pd.DataFrame, border: float) -> dict[str, in
 
 
 def outcomes_of_agreement(found: Mapping[str, int], share: float) -> dict[str, bool]:
-    """Return the outcomes of claim plane-again, of what `again` found."""
-    return {
-        f"seed 0: {share:.0%}": found["same"] >= share * found["fields"],
+    """Return the outcomes of claim plane-again, of what `again` found; without a shared field
+    (other seeds here), none of seed 0.
+
+    >>> found = {"fields": 0, "same": 0, "decided": 4, "right": 3, "often": 2}
+    >>> outcomes_of_agreement(found, 0.7)
+    {'seed 3: 70%': True, 'seed 3: more than by the more frequent side': True}
+    """
+    shared = {f"seed 0: {share:.0%}": found["same"] >= share * found["fields"]}
+    return (shared if found["fields"] else {}) | {
         f"seed 3: {share:.0%}": found["right"] >= share * found["decided"],
         "seed 3: more than by the more frequent side": found["right"] > found["often"],
     }
