@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from scipy.stats import binomtest
 
 from periodic_lib.analysis.levels import passages
+from periodic_lib.analysis.spreads import variation
 
 READ = {"train_loss": "train_loss", "si_weight_norm": "weight_norm"}  # published -> recorded
 
@@ -151,6 +152,43 @@ def break_table(result: xr.Dataset, epoch: int) -> pd.DataFrame:
             "decay": found.law / found.steps,
         }
     )
+
+
+def laboratory_table(results: Iterable[xr.Dataset]) -> pd.DataFrame:
+    """Return a row for each run of results, with how it breaks.
+
+    Parameters
+    ----------
+    results : any, every step around their breaks (`recording.thin`).
+
+    Returns
+    -------
+    table with `lr`, `seed`; `breaks`, their number; `wait`, the median of the steps from the start
+    of one to the next, and `variation`, the coefficient of variation of these; medians of `span`,
+    ln ELR from the end of a break to the next, and of the effective learning rates at which breaks
+    begin, `break`, and end, `restart`. nan where there are too few.
+
+    >>> saw = 3 * np.exp(-0.01 * (np.arange(350) % 100))
+    >>> names = {"lr": 0.5, "weight_decay": 0.02, "init_seed": 0}
+    >>> runs = {name: ("run", [value]) for name, value in names.items()} | {"step": np.arange(350)}
+    >>> data = {"weight_norm": (("run", "step"), [saw]), "train_loss": (("run", "step"), [saw])}
+    >>> table = laboratory_table([xr.Dataset(data, runs | {"run": [0]})])
+    >>> table[["breaks", "wait", "variation", "span"]].round(2).values.tolist()
+    [[3.0, 100.0, 0.0, 1.98]]
+    """
+    rows = []
+    for data in results:
+        found = passages(data)
+        for run in data.run.values:
+            one, of = found[found.run == run], data.sel(run=run)
+            waits = one.start.diff().dropna()
+            row = {"lr": float(of.lr), "seed": int(of.init_seed), "breaks": len(one)}
+            row |= {
+                "wait": waits.median(),
+                "variation": variation(waits) if len(waits) > 1 else np.nan,
+            }
+            rows.append(row | one[["span", "break", "restart"]].median().to_dict())
+    return pd.DataFrame(rows)
 
 
 def loss_times(epochs: xr.Dataset, breaks: Iterable[float]) -> list[float]:

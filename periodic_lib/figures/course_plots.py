@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from periodic_lib import theory
 from periodic_lib.analysis import bounds, budgets, long_runs
 from periodic_lib.figures import plots
+from periodic_lib.glossary import label
 
 SMALLEST = 1e-17  # a difference of zero has no place on a logarithmic axis
 EPSILONS = 1e-7  # as small as a logarithmic axis of epsilon goes
@@ -134,6 +135,25 @@ def plot_beside(
     plots.plain_numbers(phases).set(title="phase diagram (ours)")
     title = "learning rate; bands: published"
     figure.legend(*errors.get_legend_handles_labels(), title=title, ncols=4, **ABOVE)
+    sns.despine(figure)
+    return figure
+
+
+def plot_laboratory(results: Sequence[xr.Dataset], levels: Mapping[str, float]) -> Figure:
+    """Plot the effective learning rates of all runs against the step, a panel for each result.
+
+    `levels`: words -> an effective learning rate to compare with, a dashed line.
+    """
+    width = {"figsize": (9, 3.4), "sharey": True, "squeeze": False}
+    figure, axes = plt.subplots(1, len(results), **width, **CONSTRAINED)
+    for ax, data in zip(axes[0], results, strict=True):
+        for color, one in zip(sns.color_palette(), data.transpose("run", ...).elr, strict=False):
+            ax.semilogy(data.step, one, color=color, lw=1, label=f"seed {int(one.init_seed)}")
+        for words, level in levels.items():
+            ax.axhline(level, color="0.3", ls="--", lw=1, label=words)
+        ax.set(title=f"learning rate {float(data.lr[0]):g}", xlabel=label("step"))
+    axes[0, 0].set(ylabel=label("elr"))
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), ncols=4, **ABOVE)
     sns.despine(figure)
     return figure
 

@@ -1,4 +1,4 @@
-"""Figures of chapter 18: tasks by the way of training, and the norm under a limited gradient."""
+"""Figures of chapters 15 and 18: a walk on the sphere, tasks, norms under a limited gradient."""
 
 from __future__ import annotations
 
@@ -15,10 +15,32 @@ from matplotlib.figure import Figure
 from periodic_lib.analysis.clipping import adaptive_limits, clipped_norm
 from periodic_lib.analysis.periods import find_destabilizations
 from periodic_lib.figures import plots
+from periodic_lib.glossary import label
 
 MARKERS = "oDsv^P*"
 BEFORE, AFTER = 150, 150  # steps around a break that are shown
 CLOSE = 0.75  # of the norm without a limit: lines above would hide each other
+
+
+def plot_walk(run: xr.Dataset, window: int, held: pd.DataFrame, border: float) -> Figure:
+    """Plot loss against effective learning rate: the path of a free run over runs that are held.
+
+    Parameters
+    ----------
+    run : one free run; its first third is left out.
+    window : records of which each point of the path is the median loss.
+    held : a row for each run at a fixed effective learning rate, `elr` and `late_loss`.
+    border : a rate, dashed.
+    """
+    smooth, path = run.train_loss.rolling(step=window).median(), slice(len(run.step) // 3, None)
+    figure, ax = plt.subplots(figsize=(7, 4), layout="constrained")
+    ax.plot(run.elr[path], smooth[path], lw=0.7, color="0.5", label="a periodic run")
+    middles = held.groupby("elr").late_loss.median()
+    ax.plot(middles.index, middles, "o", color="C0", label="fixed, late loss")
+    ax.axvline(border, color="0.3", ls="--", lw=1)
+    ax.set(xscale="log", yscale="log", xlabel=label("elr"), ylabel=label("train_loss"))
+    ax.legend()
+    return figure
 
 
 def plot_tasks(tasks: Mapping[str, pd.DataFrame]) -> Figure:

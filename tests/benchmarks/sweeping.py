@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+from bench import processor
 
 from periodic_lib import results
 from periodic_lib.config import Record, Setup, grid
@@ -77,27 +78,33 @@ def once(workers: int, seed: int, stacks: int, size: int, steps: int) -> dict:
     }
 
 
-def efficiency(pairs: int, stacks: int = 4, size: int = 16, steps: int = 4000) -> dict:
-    """Return the efficiency of two workers against one, medians over interleaved pairs."""
-    ratios, by_processor, beside, stack = [], [], [], []
+def efficiency(pairs: int, stacks: int = 4, size: int = 16, steps: int = 8000) -> dict:
+    """Return the efficiency of two workers against one, medians and ranges over interleaved pairs, and
+    what is spent beside training: per stack, of one worker's sweeps."""
+    ratios, by_processor, spent, waited, stack = [], [], [], [], []
     for pair in range(pairs):
         order = (1, 2) if pair % 2 else (2, 1)
         found = {workers: once(workers, 1000 * pair, stacks, size, steps) for workers in order}
         one, two = found[1], found[2]
         ratios.append(one["seconds"] / (2 * two["seconds"]))
         by_processor.append(one["training"] / two["training"])
-        beside += [result["spent"] / result["training"] - 1 for result in found.values()]
-        stack += [result["training"] / stacks for result in found.values()]
+        spent.append((one["spent"] - one["training"]) / stacks)
+        waited.append((one["seconds"] - one["training"]) / stacks)
+        stack.append(one["training"] / stacks)
         print(pair, {k: {n: round(v, 2) for n, v in one.items()} for k, one in found.items()}, flush=True)
+    both = {"efficiency_clock": ratios, "efficiency_processor": by_processor}
     return {
         "pairs": pairs,
+        "processor": processor(),
         "load": os.getloadavg()[1],
-        "efficiency_clock": statistics.median(ratios),
-        "efficiency_clock_least": min(ratios),
-        "efficiency_clock_most": max(ratios),
-        "efficiency_processor": statistics.median(by_processor),
-        "beside_training": statistics.median(beside),
+        **{name: statistics.median(values) for name, values in both.items()},
+        **{f"{name}_least": min(values) for name, values in both.items()},
+        **{f"{name}_most": max(values) for name, values in both.items()},
         "stack_seconds": statistics.median(stack),
+        "beside_seconds": statistics.median(spent),
+        "clock_beside_seconds": statistics.median(waited),
+        "beside_training": statistics.median(spent) / statistics.median(stack),
+        "clock_beside_training": statistics.median(waited) / statistics.median(stack),
     }
 
 
@@ -159,7 +166,7 @@ def main() -> None:
     parser.add_argument("what", nargs="*", default=["efficiency", "graph", "schedule"])
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--stacks", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     parts = {

@@ -174,6 +174,16 @@ def test_states_are_told_apart():
     assert words(figure.legends[0].get_texts()) == ["a", "b"]
 
 
+def test_a_laboratory_has_a_panel_for_each_result_and_a_line_for_each_seed(orbits):
+    rates = orbits.assign(elr=orbits.lr / orbits.weight_norm**2)
+    results = [rates, rates.isel(run=[0])]
+    figure = course_plots.plot_laboratory(results, {"border": 5e-4})
+    assert [len(ax.lines) for ax in figure.axes] == [len(rates.run) + 1, 2]
+    np.testing.assert_array_equal(figure.axes[0].lines[0].get_ydata(), rates.elr[0])
+    assert figure.axes[1].lines[1].get_ydata()[0] == 5e-4
+    assert words(figure.legends[0].get_texts())[-1] == "border"
+
+
 def test_places_are_shares():
     places = {128: np.array([0, 0, 2, 1]), 8: np.array([], int)}
     left, right = course_plots.plot_places(places, length=4).axes

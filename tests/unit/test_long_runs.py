@@ -48,3 +48,16 @@ def test_a_row_says_how_far_a_run_is_and_how_fast():
     assert row["of"] == 12
     assert row["learning rate"] == "0.03, 1"
     assert row["ms a step"] == pytest.approx(1000 / 3)
+
+
+def test_the_laboratory_table_has_a_row_for_every_run_also_for_one_that_never_breaks():
+    saw, flat = 3 * np.exp(-0.01 * (np.arange(350) % 100)), np.full(350, 3.0)
+    norm = ("run", "step"), [saw, flat]
+    runs = {"lr": ("run", [0.5, 0.5]), "weight_decay": ("run", [0.02, 0.02]), "init_seed": ("run", [4, 5])}
+    runs |= {"run": [0, 1], "step": np.arange(350)}
+    table = long_runs.laboratory_table([xr.Dataset({"weight_norm": norm, "train_loss": norm}, runs)])
+    assert table.seed.tolist() == [4, 5]
+    assert table.breaks.tolist() == [3, 0]
+    assert table.span[0] == pytest.approx(2 * 0.99, rel=0.01)
+    np.testing.assert_allclose(table[["restart", "break"]].loc[0], [0.5 / 9, 0.5 / 9 * np.exp(2 * 0.99)], rtol=0.01)
+    assert table.loc[1, ["wait", "variation", "span", "break", "restart"]].isna().all()

@@ -1,4 +1,4 @@
-"""What the figures of chapter 18 show is what the tables hold."""
+"""What the figures of chapters 15 and 18 show is what the tables hold."""
 
 import matplotlib
 import matplotlib.figure
@@ -63,3 +63,14 @@ def test_the_limit_that_follows_is_drawn_at_the_first_break():
     assert drawn.get_ydata()[at] == 30
     assert used.get_ydata()[at] == pytest.approx(float(adaptive_limits(limited)[0, 400]))
     assert used.get_ydata()[at] < 10
+
+
+def test_a_walk_lies_over_the_runs_that_are_held():
+    """The path is the running median of the loss, without the first third."""
+    path = {"elr": ("step", np.geomspace(1e-4, 1e-2, 9)), "train_loss": ("step", [1.0, 1, 1, 9, 1, 2, 2, 8, 2])}
+    held = pd.DataFrame({"elr": [1e-3, 1e-3, 1e-2], "late_loss": [1.0, 3.0, 5.0]})
+    ax = use_plots.plot_walk(xr.Dataset(path, {"step": range(9)}), 3, held, border=5e-3).axes[0]
+    walk, dots, border = ax.lines
+    assert walk.get_ydata().tolist() == [1, 1, 2, 2, 2, 2]
+    assert dots.get_xydata().tolist() == [[1e-3, 2], [1e-2, 5]]
+    assert border.get_xdata()[0] == 5e-3
