@@ -34,6 +34,7 @@ CLAIM_KEYS = (
 LIMITS = "limits"  # optional key: name -> number of the rule, which quotes it as {name}
 NOTE = "note"  # optional key: what a reader must know to weigh the claim
 ELSEWHERE = "elsewhere"  # optional key: verdict -> the processor on which it was measured instead
+OWN_SEEDS = "own_seeds"  # optional key: why other seeds say nothing about the claim
 STABILITY_COLUMNS = ("claim", "shift", "verdict")
 NOT_TESTED = {"verdict": "not tested", "outcomes": {}, "measured": "", "paper_scale": "not run"}
 
@@ -60,7 +61,7 @@ def declared() -> dict[str, dict]:
 def _checked_entry(claim: str, entry: Mapping) -> dict:
     if not isinstance(entry, Mapping):
         raise ConfigError(f"{file()}: claim {claim!r} must be a mapping; got {entry!r}.")
-    legal = (*CLAIM_KEYS, LIMITS, NOTE, ELSEWHERE)
+    legal = (*CLAIM_KEYS, LIMITS, NOTE, ELSEWHERE, OWN_SEEDS)
     known_names(f"key of claim {claim!r} in {file().name}", entry, legal)
     missing = [key for key in CLAIM_KEYS if key not in entry]
     if missing:
@@ -336,7 +337,8 @@ def stability() -> pd.DataFrame:
 def stability_table(records_by_shift: Mapping[int, Mapping[str, dict]]) -> pd.DataFrame:
     """Return the verdict of every claim by the records made at each shift of the seeds.
 
-    Claims that wait for runs at the paper's scale, acknowledged as "not tested", are left out.
+    Claims that wait for runs at the paper's scale, acknowledged as "not tested", and those about
+    which other seeds say nothing (`OWN_SEEDS`) are left out.
 
     Raises
     ------
@@ -350,8 +352,12 @@ def stability_table(records_by_shift: Mapping[int, Mapping[str, dict]]) -> pd.Da
         for claim, found in checked(records).items()
     ]
     entries = declared()
-    waiting = {claim for claim in entries if entries[claim]["verdict"] == "not tested"}
-    rows = [row for row in rows if row[0] not in waiting]
+    out = {
+        claim
+        for claim, entry in entries.items()
+        if entry["verdict"] == "not tested" or OWN_SEEDS in entry
+    }
+    rows = [row for row in rows if row[0] not in out]
     missing = [claim for claim, _, word in rows if word == "not tested"]
     if missing:
         some = ", ".join(missing[:3])
@@ -380,11 +386,15 @@ def save_stability(shift: int, records: Mapping[str, dict]) -> Path:
 
 
 def stayed(claims: Iterable[str]) -> dict[str, str]:
-    """Return how often a claim's acknowledged verdict came out under other seeds: "k of n"."""
+    """Return how often a claim's acknowledged verdict came out under other seeds: "k of n"; or why
+    that was not asked.
+    """
     entries, kept = declared(), stability()
     found = {}
     for claim in claims:
         words = kept.loc[kept["claim"] == claim, "verdict"]
         same = int((words == entries[claim]["verdict"]).sum())
         found[claim] = f"{same} of {len(words)}" if len(words) else "not measured"
+        if reason := entries[claim].get(OWN_SEEDS):
+            found[claim] = f"not asked: {reason}"
     return found

@@ -193,8 +193,7 @@ ROW = """
 """
 SEEDS = """
 An opened row says how often the acknowledged verdict came out again when all seeds were replaced
-by others. That was measured by the judge of regimes before this one, and some rules have changed
-since ([What changed](changelog.md)): it tells how much verdicts scatter, not this book's own.
+by others, three times ([again](again.md)). Long runs, whose results are kept, were not repeated.
 """
 PAGE = """# Scorecard
 

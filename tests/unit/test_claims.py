@@ -422,6 +422,15 @@ def test_the_scorecard_says_how_often_a_verdict_stayed(project):
     assert path.read_text() == before
 
 
+def test_a_claim_about_which_other_seeds_say_nothing_is_left_out_with_the_reason(project):
+    file = project / "data" / "claims" / "claims.yml"
+    file.write_text(FILE.replace("  verdict: holds\n", "  verdict: holds\n  own_seeds: it is of their breaks\n", 1))
+    claims.save_stability(100, measured(0, 2))
+    assert claims.stability()["claim"].tolist() == ["fails"]
+    assert claims.stayed(["works"]) == {"works": "not asked: it is of their breaks"}
+    assert "seeds*: not asked: it is of their breaks\n" in scorecard.page(measured(2, 2))
+
+
 def test_stability_is_of_tested_claims_and_of_three_columns(project):
     Chapter("01_one", "classroom").check("works", {"seed 0": True}, "42")
     with pytest.raises(ConfigError, match="all claims must have been tested; 1 were not: fails"):
