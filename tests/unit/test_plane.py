@@ -6,7 +6,7 @@ import pytest
 import xarray as xr
 
 from periodic_lib import theory
-from periodic_lib.analysis import plane
+from periodic_lib.analysis import periods, plane
 from periodic_lib.theory.toys import SphereToy
 
 
@@ -99,3 +99,12 @@ def test_the_rate_moves_as_it_must_and_a_false_one_does_not():
     orbit = SphereToy(lr_wd=1e-2).run(300)
     assert plane.moves_as_it_must(orbit, 0.01).all()
     assert not plane.moves_as_it_must(orbit.assign(elr=1 / orbit.elr), 0.01).any()
+
+
+def test_a_change_of_the_rate_that_32_bits_do_not_resolve_says_nothing():
+    orbit = SphereToy(lr_wd=1e-6).run(300)
+    still = orbit.assign(elr=orbit.elr * 0 + 1, weight_norm=orbit.weight_norm.astype("float32"))
+    ratio = periods.balance_ratio(still).values[:, :-1]
+    judged, told = plane.moves_as_it_must(still, 0.01).size, (np.abs(ratio - 1) > 0.01).sum()
+    assert judged == (np.abs(ratio - 1) > 8 * 2**-23 / 4e-6).sum() < told
+    assert plane.moves_as_it_must(still.astype(float), 0.01).size == told
