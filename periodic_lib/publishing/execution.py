@@ -180,11 +180,12 @@ def _kept_results(name: str) -> dict[str, str]:
 
 def _tables(source: str) -> dict[str, str]:
     """Return the digests of committed tables that a chapter may read: those of sweeps and published
-    ones, and the benchmarks that its source names.
+    ones, and the benchmarks, or verdicts under other seeds, that its source names.
     """
     data = root() / "data"
     found = [*data.glob("published/*"), *data.glob("sweeps/*")]
-    found += [path for path in data.glob("benchmarks/*") if path.name in source]
+    named = [*data.glob("benchmarks/*"), *data.glob("claims/*.csv")]
+    found += [path for path in named if path.name in source]
     texts = {path.name: path.read_text(encoding="utf-8") for path in sorted(found)}
     return {name: digest(text) for name, text in texts.items()}
 

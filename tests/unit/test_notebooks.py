@@ -68,7 +68,7 @@ def test_only_what_is_out_of_date_runs(project, monkeypatch):
     assert execution.execute(profile="smoke") == []
     records = claims.read_records(project / "build" / "smoke" / "records")
     assert records["01_one"]["claims"]["runs"]["verdict"] == "not tested"
-    chapter(project / "book" / "02_two.ipynb", "print(6 * 9, 'speed.csv')")
+    chapter(project / "book" / "02_two.ipynb", "print(6 * 9, 'speed.csv, stability.csv')")
     assert execution.execute(profile="smoke") == ["02_two"]
     (project / "book" / "01_one.ipynb").touch()
     assert execution.execute(profile="smoke") == ["01_one"]
@@ -76,6 +76,8 @@ def test_only_what_is_out_of_date_runs(project, monkeypatch):
     (project / "data" / "benchmarks" / "speed.csv").write_text("ms\n1")
     (project / "data" / "benchmarks" / "other.csv").write_text("ms\n1")
     assert execution.execute(profile="smoke") == ["02_two"]  # it names the first
+    (project / "data" / "claims" / "stability.csv").write_text("claim,shift,verdict")
+    assert execution.execute(profile="smoke") == ["02_two"]
     (project / "book" / "experiments.yml").write_text(EXPERIMENTS.replace("steps: 10", "steps: 12"))
     assert execution.execute(profile="smoke") == ["01_one"]
     (project / "data" / "claims" / "claims.yml").write_text(CLAIMS.replace("It runs.", "It ran."))
