@@ -106,5 +106,5 @@ def test_a_change_of_the_rate_that_32_bits_do_not_resolve_says_nothing():
     still = orbit.assign(elr=orbit.elr * 0 + 1, weight_norm=orbit.weight_norm.astype("float32"))
     ratio = periods.balance_ratio(still).values[:, :-1]
     judged, told = plane.moves_as_it_must(still, 0.01).size, (np.abs(ratio - 1) > 0.01).sum()
-    assert judged == (np.abs(ratio - 1) > 8 * 2**-23 / 4e-6).sum() < told
+    assert judged == (np.abs(ratio - 1) > 16 * 2**-23 / 4e-6).sum() < told
     assert plane.moves_as_it_must(still.astype(float), 0.01).size == told
