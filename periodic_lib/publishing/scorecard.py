@@ -138,7 +138,8 @@ def versions() -> str:
 
 
 def other_seeds() -> str:
-    """Return two tables (MyST): verdicts under other seeds by the acknowledged one, and what moved.
+    """Return how many verdicts came out again under other seeds, and two tables (MyST): verdicts by
+    the acknowledged one, and what moved.
 
     The second lists each claim that got another verdict under some seeds, or on another processor.
     """
@@ -158,7 +159,10 @@ def other_seeds() -> str:
             link = f"{{ref}}`{claim} <claim-{claim}>`"
             moved.append([link, entry["verdict"], ", ".join(then) or "–", there or "–"])
     tables = [(" ".join(["20", *["14"] * len(words)]), counts), ("34 18 34 26", moved)]
-    return MOVED.join(TABLE.format(widths=w, rows=_list_table(rows)) for w, rows in tables)
+    tables = [TABLE.format(widths=w, rows=_list_table(rows)) for w, rows in tables]
+    same = kept["verdict"] == own
+    each = same.groupby(kept["claim"]).all()
+    return AGAIN.format(same.sum(), len(same), each.sum(), len(each)) + MOVED.join(tables)
 
 
 def _one_line(text: str) -> str:
@@ -167,6 +171,7 @@ def _one_line(text: str) -> str:
 
 WIDTH = 76  # characters of a line to copy
 QUESTIONS = ("My processor and versions: ", "What I found: ", "Why I disagree: ")
+AGAIN = "{:,} of {:,} verdicts came out again; {:,} of {:,} claims kept theirs each time.\n"
 MOVED = "\nClaims whose verdict moved:\n"
 SEEDS_HEAD = "Same verdict with other seeds"
 TABLE = """

@@ -88,10 +88,9 @@ class TestChapter:
         used = set(re.findall(r'run_(?:experiment|variants)\(\s*"(\w+)"', code))
         declared = {key: entry for key, entry in experiments.declared().items() if "part_of" not in entry}
         kept = {key for key, entry in declared.items() if kept_only(entry)}
-        assert all((f'"{key}"' in code) == (declared[key]["chapter"] == name) for key in kept)
-        declared = {key: entry for key, entry in declared.items() if key not in kept}
         readers = {key: {entry["chapter"], *entry.get("also", ())} for key, entry in declared.items()}
-        assert used == {key for key, chapters in readers.items() if name in chapters}
+        assert all((f'"{key}"' in code) == (name in readers[key]) for key in kept)
+        assert used == {key for key, chapters in readers.items() if name in chapters and key not in kept}
 
     def test_ends_with_its_provenance(self, name):
         last = cells(name, "code")[-1]
