@@ -13,7 +13,7 @@ from pathlib import Path
 
 from periodic_lib import glossary
 from periodic_lib.project import ConfigError, print_message, root, write_whole
-from periodic_lib.publishing import claims, scorecard
+from periodic_lib.publishing import claims, copies, scorecard
 from periodic_lib.publishing.execution import copy_of, execute
 from periodic_lib.publishing.notebooks import (
     ChapterError,
@@ -159,7 +159,10 @@ def rendered(notebook: dict) -> bytes:
 
 
 def _apart(cell: dict) -> list[dict]:
-    """Return a code cell, each of its figures as a cell of its own: a caption belongs to a cell."""
+    """Return a code cell, each of its figures as a cell of its own: a caption belongs to a cell.
+
+    The cells added have a source, removed from the page: the builder drops cells without one.
+    """
     pieces: list[list[dict]] = []
     for output in cell["outputs"]:
         figure = _alt(output) is not None
@@ -167,11 +170,11 @@ def _apart(cell: dict) -> list[dict]:
             pieces.append([])
         pieces[-1].append(output)
     first, *others = pieces or [[]]
-    bare = {"cell_type": "code", "execution_count": None, "source": ""}
+    bare = {"cell_type": "code", "execution_count": None, "source": "# shown apart"}
     return [cell | {"outputs": first}] + [
         bare
         | {"id": f"{cell.get('id', 'cell')}-{place}", "outputs": outputs}
-        | {"metadata": {"tags": ["remove-input"]}}
+        | {"metadata": {"tags": ["remove-input", copies.APART]}}
         for place, outputs in enumerate(others, 1)
     ]
 

@@ -13,6 +13,7 @@ from functools import lru_cache
 from periodic_lib.project import root
 from periodic_lib.publishing import claims, notebooks
 
+APART = "apart"  # tag of a cell that holds outputs of the one before it
 ROLE = re.compile(r"\{([\w:-]+)\}`([^`]*)`")
 BOX = re.compile(
     r"^(?P<fence>:{3,}|`{3,})\{(?P<kind>[\w-]+)\} *(?P<title>.*)\n"
@@ -28,9 +29,7 @@ def readable(notebook: Mapping, records: Mapping[str, dict]) -> dict:
     """Return a chapter's copy for readers, in normal form; `records`: what chapters published."""
     cells = []
     for cell in notebook["cells"]:
-        if "injected-parameters" in cell["metadata"].get("tags", []):
-            continue
-        if not notebooks.source(cell).strip():  # outputs that the page shows apart
+        if {"injected-parameters", APART} & set(cell["metadata"].get("tags", [])):
             continue
         if cell["cell_type"] == "markdown":
             cell = {**cell, "source": plain(notebooks.source(cell), records)}

@@ -46,6 +46,16 @@ def test_links_and_pictures_on_this_site_exist(page):
             assert (HTML / target).exists(), place
 
 
+@pytest.mark.parametrize("name", notebooks.chapters())
+def test_every_table_and_figure_of_an_executed_chapter_is_on_its_page(name):
+    executed = notebooks.read(HTML.parents[2] / "chapters" / f"{name}.ipynb")
+    shown = [output for cell in executed["cells"] for output in cell.get("outputs", []) if "data" in output]
+    tables = sum("".join(one["data"].get("text/html", "")).count("<table") for one in shown)
+    page = soup(HTML / f"{name}.html")
+    assert len(page.select(".cell_output table")) == tables
+    assert len(page.select(".cell_output figure")) == sum("image/png" in one["data"] for one in shown)
+
+
 def test_links_to_a_place_on_a_page_lead_to_one_that_is_there():
     pages = {page.name: soup(page) for page in CONTENT}
     places = {name: {element["id"] for element in page.find_all(id=True)} for name, page in pages.items()}

@@ -54,7 +54,8 @@ def test_no_chapter_keeps_markup_of_the_builder_and_its_code_stays(name):
 def test_an_executed_chapters_copy_has_neither_outputs_nor_the_injected_cell():
     injected = {"cell_type": "code", "metadata": {"tags": ["injected-parameters"]}, "source": 'profile = "smoke"'}
     shown = {"cell_type": "code", "metadata": {"tags": ["hide-input"]}, "source": "1", "outputs": ["1"]}
-    (cell,) = copies.readable({"cells": [injected, shown]}, {})["cells"]
+    apart = {"cell_type": "code", "metadata": {"tags": [copies.APART]}, "source": "# shown apart", "outputs": ["2"]}
+    (cell,) = copies.readable({"cells": [injected, shown, apart]}, {})["cells"]
     assert cell["outputs"] == []
     assert cell["metadata"]["jupyter"] == {"source_hidden": True}
 
