@@ -1,5 +1,4 @@
 import json
-import re
 import textwrap
 from pathlib import Path
 
@@ -277,19 +276,19 @@ def test_a_book_is_built_with_its_numbers_and_again_only_where_it_changed(book):
     assert before == {path: path.stat().st_mtime_ns for path in (book / "build" / "smoke" / "source").rglob("*.*")}
 
 
-@pytest.mark.parametrize(
-    ("text", "word"),
-    [
-        ("# Book\n\n{result}`01_one.nothing`\n", "no chapter published the result '01_one.nothing'"),
-        ("# Book\n\n```{chapter-figure} 01_one/nothing\n```\n", "shows no figure 'nothing'"),
-        ("# Book\n\n[gone](nowhere.md)\n", "nowhere.md"),
-    ],
-)
-def test_a_book_with_a_warning_is_not_built_even_the_second_time(book, text, word):
-    (book / "book" / "intro.md").write_text(text)
+WARNED = {  # what a page says -> the warning
+    "{result}`01_one.nothing`": "no chapter published the result '01_one.nothing'",
+    "```{chapter-figure} 01_one/nothing\n```": "shows no figure 'nothing'",
+    "[gone](nowhere.md)": "nowhere.md",
+}
+
+
+def test_a_book_with_warnings_is_not_built_even_the_second_time_and_every_one_is_told(book):
+    (book / "book" / "intro.md").write_text("\n\n".join(["# Book", *WARNED]) + "\n")
     for _ in range(2):
-        with pytest.raises(ChapterError, match=re.escape(word)):
+        with pytest.raises(ChapterError) as failed:
             the_book.build_book("smoke")
+        assert all(words in str(failed.value) for words in WARNED.values())
 
 
 def test_a_changed_verdict_is_printed_and_marked_and_stops_only_a_strict_book(book, capsys):
