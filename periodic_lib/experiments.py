@@ -120,10 +120,7 @@ def plan(
         chapter=entry.get("chapter", ""),
         question=" ".join(entry.get("question", "").split()),
         setup=Setup(**merged("setup", Setup.names())),
-        runs=tuple(
-            _shifted(run, seed_shift())
-            for run in _runs(chosen.get("grid", entry.get("grid", {})), overrides)
-        ),
+        runs=_shifted(_runs(chosen.get("grid", entry.get("grid", {})), overrides), seed_shift()),
         record=Record(**merged("record", Record.names())),
         minutes=chosen.get("minutes"),
         overrides=overrides,
@@ -161,8 +158,10 @@ def seed_shift() -> int:
     )
 
 
-def _shifted(run: Run, by: int) -> Run:
-    return replace(run, init_seed=run.init_seed + by, data_seed=run.data_seed + by)
+def _shifted(runs: Sequence[Run], by: int) -> tuple[Run, ...]:
+    return tuple(
+        replace(run, init_seed=run.init_seed + by, data_seed=run.data_seed + by) for run in runs
+    )
 
 
 # ---------------------------------------------------------------- running
@@ -390,7 +389,7 @@ def _declared_digest(todo: Plan) -> str:
     """Return the digest of what is declared, in so far as it is not the default: a parameter that
     is new in the library makes no kept result untrue, and neither does a shift of the seeds.
     """
-    runs = [_changed(_shifted(run, -seed_shift())) for run in todo.runs]
+    runs = [_changed(run) for run in _shifted(todo.runs, -seed_shift())]
     setup = {key: value for key, value in _changed(todo.setup).items() if key != "dataset"}
     return digest({"setup": setup, "runs": runs, "record": _changed(todo.record)})
 

@@ -82,6 +82,27 @@ def border(table: pd.DataFrame, below: str | Sequence[str]) -> float:
     return float(np.sqrt(share.index[inside[-1]] * share.index[inside[-1] + 1]))
 
 
+def across(passed: pd.DataFrame, border: float) -> pd.DataFrame:
+    """Return for each run that breaks how it walks across a border, an effective learning rate.
+
+    Parameters
+    ----------
+    passed : breaks (`levels.passages`), of one result or of several with other learning rates.
+    border : the effective learning rate.
+
+    Returns
+    -------
+    table by `lr` and `init_seed`: `below`, the share of restarts below the border, and `over`, the
+    median effective learning rate at which breaks begin, over the border.
+
+    >>> rows = {"lr": 1.0, "init_seed": 0, "break": [0.3, 0.2, 0.2], "restart": [0.1, 0.1, 0.3]}
+    >>> across(pd.DataFrame(rows), 0.2).round(2).values.tolist()
+    [[0.67, 1.0]]
+    """
+    runs = passed.assign(below=passed.restart < border).groupby(["lr", "init_seed"])
+    return pd.DataFrame({"below": runs.below.mean(), "over": runs["break"].median() / border})
+
+
 def e_fold(elr: Sequence[float], waiting: Sequence[float]) -> tuple[float, float]:
     """Return how much more ELR multiplies the waiting time by e, and how well a line fits.
 

@@ -147,7 +147,8 @@ def plot_laboratory(results: Sequence[xr.Dataset], levels: Mapping[str, float]) 
     width = {"figsize": (9, 3.4), "sharey": True, "squeeze": False}
     figure, axes = plt.subplots(1, len(results), **width, **CONSTRAINED)
     for ax, data in zip(axes[0], results, strict=True):
-        for color, one in zip(sns.color_palette(), data.transpose("run", ...).elr, strict=False):
+        colors = sns.color_palette(n_colors=data.sizes["run"])
+        for color, one in zip(colors, data.transpose("run", ...).elr, strict=True):
             ax.semilogy(data.step, one, color=color, lw=1, label=f"seed {int(one.init_seed)}")
         for words, level in levels.items():
             ax.axhline(level, color="0.3", ls="--", lw=1, label=words)

@@ -21,7 +21,7 @@ SETTINGS = {  # of Dask, while a sweep runs
     "distributed.scheduler.allowed-failures": 3,  # workers that one stack may lose
     "distributed.worker.daemon": True,
     "distributed.worker.profile.enabled": False,  # it samples stacks 100 times a second
-    # as often as by default, watching takes 7 % of a core with two workers; so it takes 1 %
+    # as by default, watching takes 7 % of a core with two workers (AMD EPYC); so it takes 1 %
     "distributed.admin.tick.interval": "500ms",
     "distributed.admin.system-monitor.interval": "5s",
     "distributed.worker.memory.monitor-interval": "500ms",

@@ -78,7 +78,7 @@ def once(workers: int, seed: int, stacks: int, size: int, steps: int) -> dict:
     }
 
 
-def efficiency(pairs: int, stacks: int = 4, size: int = 16, steps: int = 8000) -> dict:
+def efficiency(pairs: int, stacks: int = 4, size: int = 16, steps: int = 3000) -> dict:
     """Return the efficiency of two workers against one, medians and ranges over interleaved pairs, and
     what is spent beside training: per stack, of one worker's sweeps."""
     ratios, by_processor, spent, waited, stack = [], [], [], [], []
@@ -166,7 +166,7 @@ def main() -> None:
     parser.add_argument("what", nargs="*", default=["efficiency", "graph", "schedule"])
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--stacks", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     parts = {
